@@ -1,0 +1,54 @@
+"""Everything onnxprune raises on purpose.
+
+OnnxPruneError            exit code 1; the message says what was seen, what is needed and what to do
+├── ModelError            the file is no usable ONNX model
+├── DataError             calibration, training or test data do not fit the model
+├── DeviceError           the execution provider that was asked for cannot be had
+├── PlanError             a plan or a budget does not fit the model
+├── BridgeError           a model cannot be rebuilt in PyTorch
+├── OutputError           a result cannot be written
+├── VerificationError     exit code 3; the compact model differs from the masked original, or a goal was missed
+└── NothingToPrune        exit code 4; no group is free, or none is left after --only and --skip
+"""
+
+
+class OnnxPruneError(Exception):
+    """A failure that the caller can act upon; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class ModelError(OnnxPruneError):
+    """The file is no usable ONNX model, or ONNX Runtime cannot run it."""
+
+
+class DataError(OnnxPruneError):
+    """Calibration, training or test data do not fit the model."""
+
+
+class DeviceError(OnnxPruneError):
+    """The execution provider that was asked for by name cannot be had."""
+
+
+class PlanError(OnnxPruneError):
+    """A plan or a budget does not fit the model."""
+
+
+class BridgeError(OnnxPruneError):
+    """A model cannot be rebuilt in PyTorch, or its PyTorch form computes something else."""
+
+
+class OutputError(OnnxPruneError):
+    """A result cannot be written where it was asked for."""
+
+
+class VerificationError(OnnxPruneError):
+    """The compact model differs from the masked original, or a goal was missed."""
+
+    exit_code = 3
+
+
+class NothingToPrune(OnnxPruneError):
+    """No group of the model may lose a unit."""
+
+    exit_code = 4

@@ -1,0 +1,443 @@
+"""A model in memory: an onnx-graphsurgeon graph that surgery edits, and beside it what graphsurgeon forgets.
+
+graphsurgeon drops metadata, doc strings, denotations, attribute types that it does not know and inputs that have
+default values. A `Graph` therefore keeps the source ModelProto, without weights, and saving starts from that source:
+what surgery did not touch is written as it was read.
+
+In memory every constant is a graphsurgeon `Constant`, whether the file had an initializer or a `Constant` node; the
+file's choice is restored on save. Each use of a constant has its own copy, because exporters merge equal constants and
+one all-zero bias shared by a whole network would tie layers together that have nothing to do with each other. Real
+weight tying (two axes or more, used by two nodes or more) stays tied. Copies that are still equal are merged on save.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxprune.errors import ModelError
+from onnxprune.files import replacing
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_graphsurgeon as gs
+
+INLINE_LIMIT = 1_800_000_000
+"""Bytes of weights above which external data are used; a protobuf message ends at 2 GiB."""
+
+EXTERNAL_MINIMUM = 1024
+"""Bytes below which a constant stays in the model file, where runtimes expect shapes and axes."""
+
+
+class Graph:
+    """An ONNX model. No function of onnxprune changes the one it is given; `copy` before editing `gs`.
+
+    Attributes:
+        gs: the onnx-graphsurgeon graph.
+        source: the ModelProto as read, its initializers without data.
+        constants: the value of every initializer and `Constant` node of the main graph, by tensor name.
+        copies: for each constant that un-sharing added, the name of the one it was copied from.
+        external: whether the file kept its weights outside.
+        sha256: of the model file, in hexadecimal; a plan names its model by it.
+    """
+
+    def __init__(
+        self,
+        graph: gs.Graph,
+        source: onnx.ModelProto,
+        constants: Mapping[str, np.ndarray],
+        copies: Mapping[str, str],
+        *,
+        external: bool,
+        sha256: str,
+    ) -> None:
+        self.gs = graph
+        self.source = source
+        self.constants = dict(constants)
+        self.copies = dict(copies)
+        self.external = external
+        self.sha256 = sha256
+
+    @property
+    def nodes(self) -> list[gs.Node]:
+        """The nodes of the main graph in the order of the file, `Constant` nodes left out."""
+        return list(self.gs.nodes)
+
+    @property
+    def inputs(self) -> list[str]:
+        """Names of the inputs to feed, in order."""
+        return [tensor.name for tensor in self.gs.inputs]
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the outputs, in order."""
+        return [tensor.name for tensor in self.gs.outputs]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all constants, copies counted once."""
+        return sum(array.nbytes for name, array in self.constants.items() if name not in self.copies)
+
+    def opset(self, domain: str = "") -> int:
+        """The version of an operator set that the model imports; 1 where it imports none of that domain."""
+        names = {"", "ai.onnx"} if domain in ("", "ai.onnx") else {domain}
+        return max((entry.version for entry in self.source.opset_import if entry.domain in names), default=1)
+
+    def copy(self) -> Graph:
+        """A graph whose nodes can be edited without touching this one; arrays are shared."""
+        return Graph(
+            self.gs.copy(), self.source, self.constants, self.copies, external=self.external, sha256=self.sha256
+        )
+
+    def with_constants(self, values: Mapping[str, np.ndarray]) -> Graph:
+        """The same graph with other values for some constants."""
+        graph = self.copy()
+        graph.constants.update(values)
+        for name, tensor in graph.gs.tensors().items():
+            if name in values:
+                tensor.values = values[name]
+        return graph
+
+    def with_frozen(self, values: Mapping[str, np.ndarray]) -> Graph:
+        """The same graph, some computed tensors replaced by constants and what only they needed removed."""
+        graph = self.copy()
+        tensors = graph.gs.tensors()
+        for name, array in values.items():
+            tensors[name].inputs.clear()
+            tensors[name].to_constant(array)
+            graph.constants[name] = array
+        if values:
+            graph.gs.cleanup()
+        return graph
+
+    def add_input(self, node: gs.Node, index: int, array: np.ndarray) -> None:
+        """Gives a node of this graph a constant for an optional input that it lacks. Edits the graph."""
+        import onnx_graphsurgeon as gs
+
+        name = f"{node.outputs[0].name}.input{index}"
+        self.constants[name] = array
+        while len(node.inputs) <= index:
+            node.inputs.append(gs.Variable.empty())
+        node.inputs[index] = gs.Constant(name, array)
+
+    def with_shapes(self, sizes: Mapping[str, Mapping[int, int]]) -> Graph:
+        """The same graph, its declared intermediate shapes corrected: `sizes[tensor][axis]` is the new size."""
+        import onnx
+
+        graph = self.copy()
+        graph.source = onnx.ModelProto()
+        graph.source.CopyFrom(self.source)
+        for info in graph.source.graph.value_info:
+            for axis, size in sizes.get(info.name, {}).items():
+                info.type.tensor_type.shape.dim[axis].dim_value = size
+        return graph
+
+    def proto(self) -> onnx.ModelProto:
+        """The whole model as one message.
+
+        Raises:
+            ModelError: the weights do not fit into one message.
+        """
+        if self.nbytes > INLINE_LIMIT:
+            raise ModelError(f"{self.nbytes / 1e9:.1f} GB of weights do not fit into one message; save to a file.")
+        model, arrays = _export(self)
+        for tensor in model.graph.initializer:
+            if tensor.name in arrays:
+                _fill(tensor, arrays[tensor.name])
+        return model
+
+    def message(self, *, nodes: Iterable[onnx.NodeProto] = (), outputs: Iterable[str] = ()) -> bytes:
+        """The model serialized, with nodes appended and further tensors given out."""
+        model = self.proto()
+        model.graph.node.extend(nodes)
+        known = set(self.outputs)
+        for name in outputs:
+            if name not in known:
+                model.graph.output.add(name=name)
+        return bytes(model.SerializeToString())
+
+    def save(self, path: Path | str) -> Path:
+        """Writes the model; weights go to `<name>.data` beside it where the source had them outside.
+
+        Raises:
+            OutputError: the file cannot be written; nothing is changed then.
+        """
+        path = Path(path)
+        if not self.external and self.nbytes <= INLINE_LIMIT:
+            with replacing(path) as (file,):
+                file.write(self.proto().SerializeToString(deterministic=True))
+            return path
+        data = path.with_name(path.name + ".data")
+        with replacing(data, path) as (weights, file):
+            model, arrays = _export(self)
+            for tensor in model.graph.initializer:
+                array = arrays.get(tensor.name, np.zeros(0))
+                if array.nbytes >= EXTERNAL_MINIMUM:
+                    weights.write(b"\0" * (-weights.tell() % 4096))  # page-aligned, so that runtimes can map it
+                    _refer(tensor, data.name, weights.tell(), array.nbytes)
+                    np.ascontiguousarray(array).tofile(weights)
+                elif tensor.name in arrays:
+                    _fill(tensor, array)
+            file.write(model.SerializeToString(deterministic=True))
+        return path
+
+
+def load(path: Path | str) -> Graph:
+    """Reads an ONNX file with its external data, which are mapped rather than read.
+
+    Raises:
+        ModelError: the file is missing, truncated or no ONNX model, or its external data are missing.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}.") from error
+    try:
+        model = onnx.ModelProto.FromString(data)
+    except DecodeError as error:
+        raise ModelError(f"{path} is no ONNX model, or it is truncated; export it again.") from error
+    if not model.ir_version or not model.graph.output:
+        raise ModelError(f"{path} is no ONNX model: it declares no graph with outputs; export it again.")
+    return from_proto(model, folder=path.parent, sha256=hashlib.sha256(data).hexdigest())
+
+
+def from_proto(model: onnx.ModelProto, *, folder: Path | None = None, sha256: str | None = None) -> Graph:
+    """Takes over a ModelProto, which loses the data of its initializers.
+
+    Args:
+        model: the model.
+        folder: where its external data lie.
+        sha256: of the file it came from; of the message when not given.
+
+    Raises:
+        ModelError: external data are missing or too short.
+    """
+    import onnx
+    import onnx_graphsurgeon as gs
+    from onnx.external_data_helper import uses_external_data
+
+    if sha256 is None:
+        sha256 = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+    gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.CRITICAL  # it prints; what matters here is raised by us
+    external = any(map(uses_external_data, model.graph.initializer))
+    constants = {tensor.name: _array(tensor, folder or Path()) for tensor in model.graph.initializer}
+    constants |= {node.output[0]: array for node in model.graph.node if (array := constant_of(node)) is not None}
+    for tensor in model.graph.initializer:
+        header = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        header.doc_string = tensor.doc_string
+        header.metadata_props.extend(tensor.metadata_props)
+        tensor.CopyFrom(header)
+    graph = gs.import_onnx(model)
+    for name, tensor in graph.tensors().items():
+        if name in constants:
+            tensor.inputs.clear()
+            if isinstance(tensor, gs.Constant):
+                tensor.values = constants[name]
+            else:
+                tensor.to_constant(constants[name])
+    graph.nodes = [node for node in graph.nodes if node.op != "Constant" or node.outputs]
+    copies = _unshare(graph, constants, captured=captured_names(model.graph))
+    constants |= {copy: constants[origin] for copy, origin in copies.items()}
+    return Graph(graph, model, constants, copies, external=external, sha256=sha256)
+
+
+def constant_of(node: onnx.NodeProto) -> np.ndarray | None:
+    """The value of a `Constant` node; None for other nodes, strings and sparse values."""
+    from onnx import helper, numpy_helper
+
+    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or len(node.attribute) != 1:
+        return None
+    attribute = node.attribute[0]
+    value: Any = helper.get_attribute_value(attribute)
+    if attribute.name == "value":
+        return np.array(numpy_helper.to_array(value))
+    kinds = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
+    return np.array(value, kinds[attribute.name]) if attribute.name in kinds else None
+
+
+def captured_names(graph: onnx.GraphProto) -> set[str]:
+    """Names of tensors that bodies of If, Loop and Scan read from outside themselves, at any depth."""
+    import onnx
+
+    def read_by(body: onnx.GraphProto) -> set[str]:
+        made = {x.name for x in (*body.input, *body.initializer)} | {name for n in body.node for name in n.output}
+        read = {name for n in body.node for name in n.input} | {x.name for x in body.output}
+        return (read | captured_names(body)) - made
+
+    names: set[str] = set()
+    for node in graph.node:
+        for attribute in node.attribute:
+            bodies = [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs
+            names |= set().union(*map(read_by, bodies))
+    return names
+
+
+def _array(tensor: onnx.TensorProto, folder: Path) -> np.ndarray:
+    """The value of an initializer; external data are mapped where numpy knows the type byte by byte."""
+    import onnx
+    from onnx import numpy_helper
+    from onnx.external_data_helper import uses_external_data
+
+    if not uses_external_data(tensor):
+        return np.array(numpy_helper.to_array(tensor))
+    where = {entry.key: entry.value for entry in tensor.external_data}
+    file, offset = folder / where.get("location", ""), int(where.get("offset", 0))
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    needed = int(np.prod(tensor.dims, dtype=np.int64)) * dtype.itemsize
+    try:
+        inside = file.resolve().is_relative_to(folder.resolve())
+        have = file.stat().st_size - offset
+    except OSError as error:
+        raise ModelError(f"external data of '{tensor.name}' are missing: no file {file}; put it there.") from error
+    if not inside:
+        raise ModelError(f"external data of '{tensor.name}' lie outside the model's folder ({file}); move them there.")
+    if have < needed:
+        raise ModelError(f"external data of '{tensor.name}' are truncated: {file} has {have} of {needed} bytes there.")
+    if not needed:
+        return np.zeros(tensor.dims, dtype)
+    return np.memmap(file, dtype, "r", offset, tuple(tensor.dims)).view(np.ndarray)
+
+
+def _unshare(graph: gs.Graph, constants: Mapping[str, np.ndarray], captured: set[str]) -> dict[str, str]:
+    """Gives each use of a shared constant a copy of its own; returns the origin of each copy."""
+    import onnx_graphsurgeon as gs
+
+    copies: dict[str, str] = {}
+    names = {*constants, *graph.tensors(), *captured}
+    for name, tensor in graph.tensors().items():
+        if name not in constants:
+            continue
+        array = constants[name]
+        uses = [(node, i) for node in {id(n): n for n in tensor.outputs}.values() for i in _places(node, tensor)]
+        tied = sum(size > 1 for size in array.shape) > 1 and len({id(node) for node, _ in uses}) > 1
+        if tied:
+            continue
+        for node, i in uses if name in captured or tensor in graph.outputs else uses[1:]:
+            number = len(copies) + 2
+            while (copy := f"{name}.{number}") in names:
+                number += 1
+            names.add(copy)
+            copies[copy] = name
+            node.inputs[i] = gs.Constant(copy, array)
+    return copies
+
+
+def _places(node: gs.Node, tensor: gs.Tensor) -> list[int]:
+    return [i for i, x in enumerate(node.inputs) if x is tensor]
+
+
+def _merged(graph: Graph) -> dict[str, str]:
+    """The copies that are equal to their origin or to an earlier copy of it, and what to write in their place."""
+    kept: dict[str, list[str]] = {}
+    merged = {}
+    for copy, origin in graph.copies.items():
+        array = graph.constants[copy]
+        for other in kept.setdefault(origin, [origin]):
+            if array is graph.constants[other] or _identical(array, graph.constants[other]):
+                merged[copy] = other
+                break
+        else:
+            kept[origin].append(copy)
+    return merged
+
+
+def _identical(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+def _export(graph: Graph) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """The model without the data of its initializers, and those data by name."""
+    import onnx
+
+    merged = _merged(graph)
+    used = {tensor.name for node in graph.gs.nodes for tensor in node.inputs}
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.source)
+    declared = {tensor.name: tensor for tensor in model.graph.initializer}
+    arrays = {name: graph.constants[name] for name in declared if name in graph.constants}
+    from_nodes = {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
+    for name in graph.constants:
+        if name in used and not {name} & {*merged, *declared, *from_nodes}:
+            arrays[name] = graph.constants[name]
+            declared[name] = model.graph.initializer.add(name=name)
+            if model.ir_version < 4:  # there every initializer must be an input too
+                model.graph.input.add(name=name)
+    for name, array in arrays.items():
+        declared[name].data_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+        declared[name].dims[:] = array.shape
+    for value in (*model.graph.input, *model.graph.value_info):
+        if value.name in arrays:
+            array = arrays[value.name]
+            value.type.tensor_type.elem_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+            if list(array.shape) != [size.dim_value for size in value.type.tensor_type.shape.dim]:
+                value.type.tensor_type.shape.CopyFrom(
+                    onnx.TensorShapeProto(dim=[onnx.TensorShapeProto.Dimension(dim_value=n) for n in array.shape])
+                )
+    _write_nodes(model, graph, merged)
+    alive = {name for node in model.graph.node for name in node.output} | {*graph.inputs, *arrays}
+    known = [info for info in model.graph.value_info if info.name in alive]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(known)
+    return model, arrays
+
+
+def _write_nodes(model: onnx.ModelProto, graph: Graph, merged: Mapping[str, str]) -> None:
+    """Brings the source's nodes up to date: constants, inputs and attributes that surgery changed, dead nodes gone."""
+    from onnx import numpy_helper
+
+    living = {tuple(tensor.name for tensor in node.outputs): node for node in graph.gs.nodes}
+    for i in range(len(model.graph.node) - 1, -1, -1):
+        proto = model.graph.node[i]
+        original = constant_of(proto)
+        if original is not None:
+            array = graph.constants[proto.output[0]]
+            if not _identical(array, original):
+                del proto.attribute[:]
+                proto.attribute.add(name="value", t=numpy_helper.from_array(array), type=4)  # 4 is TENSOR
+        elif (node := living.get(tuple(proto.output))) is None:
+            del model.graph.node[i]
+        else:
+            proto.input[:] = [merged.get(tensor.name, tensor.name) for tensor in node.inputs]
+            _write_attributes(proto, node.attrs)
+
+
+def _write_attributes(proto: onnx.NodeProto, attrs: Mapping[str, Any]) -> None:
+    """Surgery changes, adds and drops integers only; every other attribute stays as it was read."""
+    import onnx
+
+    integers = {onnx.AttributeProto.INT, onnx.AttributeProto.INTS}
+    before = {a.name: a for a in proto.attribute}
+    for name, attribute in before.items():
+        if attribute.type in integers and attrs.get(name) != onnx.helper.get_attribute_value(attribute):
+            proto.attribute.remove(attribute)
+    present = {a.name for a in proto.attribute}
+    for name, value in attrs.items():
+        integral = isinstance(value, int) or (isinstance(value, list) and value and isinstance(value[0], int))
+        if name not in present and integral:
+            proto.attribute.append(onnx.helper.make_attribute(name, value))
+
+
+def _fill(tensor: onnx.TensorProto, array: np.ndarray) -> None:
+    """Writes an array into a tensor whose name, type and shape are set."""
+    from onnx import numpy_helper
+
+    data = numpy_helper.from_array(array)
+    if data.string_data:
+        tensor.string_data.extend(data.string_data)
+    else:
+        tensor.raw_data = data.raw_data
+
+
+def _refer(tensor: onnx.TensorProto, location: str, offset: int, length: int) -> None:
+    """Says in a tensor that its data lie in another file."""
+    tensor.data_location = tensor.EXTERNAL
+    for key, value in {"location": location, "offset": offset, "length": length}.items():
+        tensor.external_data.add(key=key, value=str(value))

@@ -1,0 +1,147 @@
+"""The shape of every tensor, seen by running the model.
+
+Static shape inference gives up on real exports, so the model runs with a `Shape` node behind every tensor. Where the
+inputs have symbolic axes it runs twice with different sizes; an axis that changed depends on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxprune.errors import DataError, ModelError
+from onnxprune.graph import Graph
+from onnxprune.runtime import Feeds, Session
+
+PREFIX = "onnxprune.shape:"
+
+FEATURE_MAPS = ((37, 41), (53, 59)), ((64, 96), (96, 128)), ((224, 256), (256, 288))
+"""Heights and widths tried in turn for symbolic image axes, a pair for each of the two runs: primes first, since equal
+sizes hide which axis is which, then the multiples of 32 that networks with skip connections ask for."""
+
+LENGTHS = (5, 7, 11, 13, 17, 19), (23, 29, 31, 43, 47, 61)
+BATCHES = 2, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What was seen.
+
+    Attributes:
+        shapes: the shape of every tensor of the main graph, constants included, in the first run.
+        varying: the (tensor, axis) pairs whose size depends on the sizes of the inputs.
+        types: the element types of the tensors that nodes make, where numpy has them.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    varying: frozenset[tuple[str, int]]
+    types: Mapping[str, type]
+
+
+def observe(graph: Graph, sample: Feeds | None = None) -> Observation:
+    """Runs the model and notes the shape of every tensor.
+
+    Args:
+        graph: the model.
+        sample: an array for each input; where given, sizes of symbolic axes other than the first come from it.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load the model.
+        DataError: no sizes tried for symbolic axes let it run.
+    """
+    from onnx import helper
+
+    plain = Session(graph.message(outputs=_made(graph)), device="cpu", optimize=False)
+    tensors = [name for name, kind, _ in plain.outputs if kind.startswith("tensor(")]
+    types = {name: DTYPES[kind] for name, kind, _ in plain.outputs if kind in DTYPES}
+    nodes = [helper.make_node("Shape", [name], [PREFIX + name]) for name in tensors]
+    session = Session(graph.message(nodes=nodes, outputs=[PREFIX + n for n in tensors]), device="cpu", optimize=False)
+    failure: ModelError | None = None
+    for pair in _sizes(session, sample):
+        try:
+            runs = [_run(session, tensors, synthetic(session, sizes, sample)) for sizes in pair]
+        except ModelError as error:
+            failure = failure or error
+            continue
+        first, second = runs[0], runs[-1]
+        moved = {(n, i) for n in first for i, size in enumerate(first[n]) if second[n][i : i + 1] != (size,)}
+        constants = {name: array.shape for name, array in graph.constants.items()}
+        return Observation(first | constants, frozenset(moved), types)
+    if sample is None and any(not isinstance(size, int) for _, _, shape in session.inputs for size in shape):
+        raise DataError(f"no sizes tried for the symbolic axes let the model run; give --data. {failure}")
+    raise ModelError(str(failure))
+
+
+def synthetic(session: Session, sizes: Mapping[tuple[str, int], int], sample: Feeds | None = None) -> Feeds:
+    """One batch of inputs of given sizes: rows of the sample repeated, or else normal numbers, zeros and trues.
+
+    Args:
+        session: says which inputs there are.
+        sizes: the size of each symbolic axis, by (input, axis).
+        sample: rows to repeat.
+    """
+    generator = np.random.default_rng(0)
+    feeds = {}
+    for name, kind, shape in session.inputs:
+        full = tuple(size if isinstance(size, int) else sizes[name, axis] for axis, size in enumerate(shape))
+        if sample is not None:
+            feeds[name] = np.resize(sample[name], full)
+        elif "float" in kind or "double" in kind:
+            feeds[name] = generator.standard_normal(full).astype(DTYPES[kind])
+        else:
+            feeds[name] = np.ones(full, bool) if "bool" in kind else np.zeros(full, DTYPES[kind])
+    return feeds
+
+
+DTYPES: dict[str, type] = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(bool)": np.bool_,
+    "tensor(string)": np.str_,
+    **{f"tensor({sign}int{bits})": getattr(np, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+"""numpy types of ONNX Runtime's type names."""
+
+
+def _made(graph: Graph) -> list[str]:
+    return [tensor.name for node in graph.nodes for tensor in node.outputs if tensor.name]
+
+
+def _run(session: Session, tensors: list[str], feeds: Feeds) -> dict[str, tuple[int, ...]]:
+    seen = session.run(feeds, [PREFIX + name for name in tensors])
+    shapes = {name: tuple(map(int, shape)) for name, shape in zip(tensors, seen, strict=True)}
+    return shapes | {name: array.shape for name, array in feeds.items()}
+
+
+def _sizes(session: Session, sample: Feeds | None) -> Iterator[list[dict[tuple[str, int], int]]]:
+    """Sizes for the symbolic axes of the inputs, to be tried in turn; axes with one symbol have one size."""
+    open_axes = [
+        (name, axis, size or f"{name}.{axis}", len(shape))
+        for name, _, shape in session.inputs
+        for axis, size in enumerate(shape)
+        if not isinstance(size, int)
+    ]
+    if not open_axes:
+        yield [{}]
+        return
+    for maps in FEATURE_MAPS:
+        pair = []
+        for run in (0, 1):
+            lengths = iter(LENGTHS[run])
+            symbols: dict[str, int] = {}
+            for name, axis, symbol, rank in open_axes:
+                if symbol in symbols:
+                    continue
+                if axis == 0:
+                    symbols[symbol] = BATCHES[run]
+                elif sample is not None:
+                    symbols[symbol] = sample[name].shape[axis]
+                elif rank in (4, 5) and axis >= rank - 2:
+                    symbols[symbol] = maps[run][axis - rank]
+                else:
+                    symbols[symbol] = next(lengths, 67)
+            pair.append({(name, axis): symbols[symbol] for name, axis, symbol, _ in open_axes})
+        yield pair

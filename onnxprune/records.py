@@ -1,0 +1,312 @@
+"""The nouns that pass from step to step: frozen, checked, with JSON or NPZ on disk."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxprune.errors import DataError, PlanError
+from onnxprune.files import replacing, write
+
+KeptIndices = Mapping[int, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Why something stays whole.
+
+    Attributes:
+        because: the reason in a reader's words.
+        node: the node that gave it, or the tensor where no node did.
+    """
+
+    because: str
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeptAxis:
+    """An axis of a constant that loses nothing, or only a part of it, and why."""
+
+    constant: str
+    axis: int
+    size: int
+    kept: Kept
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A tensor axis where states are recorded.
+
+    Attributes:
+        tensor: the tensor.
+        axis: the axis that holds the features.
+        features: how many features that axis has; with `samples` they make up its size.
+        samples: positions inside the axis that count as samples, such as the pixels of a flattened feature map.
+    """
+
+    tensor: str
+    axis: int
+    features: int
+    samples: int
+
+    @property
+    def key(self) -> str:
+        """The name under which moments are kept."""
+        return f"{self.tensor}:{self.axis}"
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """Where a group is found at a site.
+
+    Attributes:
+        site: the site.
+        unit_of: (features,) int, the unit that each feature belongs to, -1 for features of other groups.
+    """
+
+    site: Site
+    unit_of: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """Where a group is found on an axis of a weight.
+
+    Attributes:
+        node: the node that uses the weight.
+        op: its operator.
+        tensor: the weight.
+        axis: its axis.
+        unit_of: (size of the axis,) int, the unit of each position, -1 where it is of another group.
+        site: for a weight that reads: where it reads.
+    """
+
+    node: str
+    op: str
+    tensor: str
+    axis: int
+    unit_of: np.ndarray
+    site: Site
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Units that the graph ties together: they are scored against each other, and each may go by itself.
+
+    Attributes:
+        name: the first weight that writes them, with a range where it writes others too.
+        kind: what a unit is, in the reader's words.
+        size: number of units.
+        writers: weights that make the units.
+        readers: weights that contract them.
+        pre: states before the first nonlinearity.
+        post: states that the readers contract.
+        instead_of: the group that is pruned by default where both cut the same positions, or "".
+    """
+
+    name: str
+    kind: str
+    size: int
+    writers: tuple[Weight, ...]
+    readers: tuple[Weight, ...]
+    pre: tuple[States, ...]
+    post: tuple[States, ...]
+    instead_of: str = ""
+
+    @property
+    def linear(self) -> bool:
+        """Whether nothing nonlinear lies between the two kinds of states, so that they are the same."""
+        return {s.site.key for s in self.pre} == {s.site.key for s in self.post}
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """First and second moments of the states at sites; they add over batches, processes and machines.
+
+    Attributes:
+        count: samples T, by site.
+        total: (features,) float64, the sum of the samples.
+        second: (features, features) float64, X^T X.
+        source: what the states were computed from, for the report.
+    """
+
+    count: Mapping[str, float]
+    total: Mapping[str, np.ndarray]
+    second: Mapping[str, np.ndarray]
+    source: str = ""
+
+    def save(self, path: Path) -> None:
+        """Writes an .npz file."""
+        with replacing(Path(path)) as (file,):
+            sites = sorted(self.count)
+            arrays: dict[str, Any] = {f"{k}/{key}": getattr(self, k)[key] for k in ("total", "second") for key in sites}
+            arrays |= {"sites": sites, "count": [self.count[key] for key in sites], "source": self.source}
+            np.savez(file, **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> Moments:
+        """Reads what `save` wrote.
+
+        Raises:
+            DataError: the file holds no moments.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                sites = file["sites"].tolist()
+                count = dict(zip(sites, file["count"].tolist(), strict=True))
+                total, second = ({k: file[f"{kind}/{k}"] for k in sites} for kind in ("total", "second"))
+                return cls(count, total, second, str(file["source"]))
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise DataError(f"{path} holds no moments; make it with `onnxprune score --moments`.") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """A score for each unit; higher means keep.
+
+    Attributes:
+        criterion: what was computed.
+        by_group: (units,) float64 for each group.
+        notes: what the reader should know of a group's scores, such as that another criterion stood in.
+    """
+
+    criterion: str
+    by_group: Mapping[str, np.ndarray]
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Writes an .npz file: `scores/<group>` for each group, the criterion and the notes."""
+        with replacing(Path(path)) as (file,):
+            arrays: dict[str, Any] = {f"scores/{name}": array for name, array in sorted(self.by_group.items())}
+            arrays |= {"criterion": self.criterion, "notes": json.dumps(dict(sorted(self.notes.items())))}
+            np.savez(file, **arrays)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A number of the model that surgery brings up to date.
+
+    Attributes:
+        node: the first output of the node that it steers.
+        attribute: the attribute that holds it, or "".
+        input: the index of the input that holds it, or -1.
+        constant: the tensor whose element it is, or "" where an attribute holds it or an input has to be added.
+        index: its place in the attribute, or the flat index in the constant.
+        value: the new value.
+    """
+
+    node: str
+    attribute: str
+    input: int
+    constant: str
+    index: int
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """The value of a tensor that was computed from sizes.
+
+    Attributes:
+        dtype: its numpy type.
+        shape: its shape.
+        values: its elements, row by row.
+    """
+
+    dtype: str
+    shape: list[int]
+    values: list[float]
+
+    def array(self) -> np.ndarray:
+        """The value as an array."""
+        return np.array(self.values, self.dtype).reshape(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to remove: everything surgery needs, and everything an outsider needs to check the result with a mask.
+
+    Attributes:
+        model: SHA-256 of the model file.
+        groups: kept units of each group, and how many it had.
+        initializers: kept indices by constant and axis; Constant nodes go by the name of their output.
+        activations: the same for intermediate tensors.
+        numbers: integers that follow the sizes.
+        frozen: tensors computed from sizes that become constants, with the shape and the values they had.
+        copies: constants that the file shares between uses, and which the compact model holds apart.
+        merged: units that were removed because another unit is equal to them, by group: {unit: its equal}.
+        settings: how the plan was made.
+    """
+
+    model: str
+    groups: Mapping[str, tuple[int, tuple[int, ...]]]
+    initializers: Mapping[str, KeptIndices]
+    activations: Mapping[str, KeptIndices]
+    numbers: tuple[Written, ...]
+    frozen: Mapping[str, Frozen]
+    copies: Mapping[str, str]
+    merged: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The plan as JSON, schema onnxprune.plan/1; the same plan gives the same bytes."""
+
+        def axes(table: Mapping[str, KeptIndices]) -> dict[str, dict[str, list[int]]]:
+            return {name: {str(axis): list(kept) for axis, kept in by.items()} for name, by in table.items()}
+
+        return json.dumps(
+            {
+                "schema": "onnxprune.plan/1",
+                "model": self.model,
+                "groups": {name: {"units": n, "kept": list(kept)} for name, (n, kept) in self.groups.items()},
+                "initializers": axes(self.initializers),
+                "activations": axes(self.activations),
+                "numbers": [asdict(number) for number in self.numbers],
+                "frozen": {name: asdict(frozen) for name, frozen in self.frozen.items()},
+                "copies": dict(self.copies),
+                "merged": {g: {str(a): b for a, b in units.items()} for g, units in self.merged.items()},
+                "settings": dict(self.settings),
+            },
+            indent=1,
+            sort_keys=True,
+        )
+
+    def save(self, path: Path) -> None:
+        """Writes the plan as JSON."""
+        write(Path(path), self.to_json() + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Plan:
+        """Reads a plan.
+
+        Raises:
+            PlanError: the file holds none.
+        """
+        try:
+            data = json.loads(Path(path).read_text())
+            if data["schema"] != "onnxprune.plan/1":
+                raise KeyError("schema")
+
+            def axes(table: Any) -> dict[str, KeptIndices]:
+                return {n: {int(axis): tuple(kept) for axis, kept in by.items()} for n, by in table.items()}
+
+            return cls(
+                data["model"],
+                {name: (group["units"], tuple(group["kept"])) for name, group in data["groups"].items()},
+                axes(data["initializers"]),
+                axes(data["activations"]),
+                tuple(Written(**number) for number in data["numbers"]),
+                {name: Frozen(**frozen) for name, frozen in data["frozen"].items()},
+                data["copies"],
+                {g: {int(a): b for a, b in units.items()} for g, units in data["merged"].items()},
+                data["settings"],
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise PlanError(f"{path} is no plan of onnxprune; make one with `onnxprune prune --plan`.") from error

@@ -1,0 +1,341 @@
+"""Runs the rules over a model and unifies what they state: the layout of every axis, and what hangs on it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxprune import sizes
+from onnxprune.axes import Extent, Layout, dim, extent, leaves, pin, times, unify
+from onnxprune.graph import Graph, captured_names
+from onnxprune.observation import Observation
+from onnxprune.records import Kept
+from onnxprune.rules import find_rule
+from onnxprune.rules.base import Counts, Entry, Fact, Node, Pinned, Refusal, Same, Tensor, Work, mentioned
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A weight that reads or writes units.
+
+    Attributes:
+        role: "reads" or "writes".
+        node: the name of the node.
+        op: its operator.
+        output: its first output.
+        weight: the weight tensor, a constant or computed from constants.
+        axis: the axis of the weight.
+        part: the layout of the units concerned.
+        data: the tensor that is contracted with the weight, or made by it.
+        data_axis: the axis of that tensor.
+    """
+
+    role: str
+    node: str
+    op: str
+    output: str
+    weight: str
+    axis: int
+    part: Layout
+    data: str
+    data_axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """An integer of the model that holds a size or a position.
+
+    Attributes:
+        node: the first output of the node that is steered.
+        entry: where the node has it.
+        place: where it must be written, if the node has it from an input.
+        axis: the layout whose positions it counts.
+        upto: how many of them, all when None.
+        computed_from: axes from whose sizes the model computes it, so that it may change although it must not.
+    """
+
+    node: str
+    entry: Entry
+    place: sizes.Place | None
+    axis: Layout
+    upto: int | None
+    computed_from: tuple[Layout, ...] = ()
+
+
+@dataclass(slots=True)
+class Structure:
+    """What is known of a model's axes.
+
+    Attributes:
+        graph: the model.
+        axes: the layout of each axis of each tensor.
+        uses: weights that read or write units.
+        numbers: integers that follow sizes.
+        work: per node, the layouts whose sizes multiply to its multiply-accumulates for one batch.
+        constant: tensors that are constants or computed from constants alone.
+        linear: first outputs of nodes whose operator is linear in its data.
+        computed: values of tensors that are computed but the same for all inputs, so that they could be constants.
+        values: tensors that use sizes as values; they become constants when one of these axes loses positions.
+        batch: samples in the observed batch, by which `work` is divided.
+    """
+
+    graph: Graph
+    axes: dict[str, tuple[Layout, ...]]
+    uses: list[Use] = field(default_factory=list)
+    numbers: list[Number] = field(default_factory=list)
+    work: dict[str, tuple[Layout, ...]] = field(default_factory=dict)
+    constant: set[str] = field(default_factory=set)
+    linear: set[str] = field(default_factory=set)
+    computed: dict[str, np.ndarray] = field(default_factory=dict)
+    values: dict[str, list[Layout]] = field(default_factory=dict)
+    batch: int = 1
+
+
+def label(node: gs.Node) -> str:
+    """The name of a node for people: its own, or its first output's."""
+    return str(node.name or next((tensor.name for tensor in node.outputs if tensor.name), node.op))
+
+
+def infer(graph: Graph, observation: Observation) -> Structure:
+    """Finds the layout of every axis of a model.
+
+    Args:
+        graph: the model.
+        observation: the shapes of its tensors.
+
+    Raises:
+        AssertionError: a rule states that two axes of different sizes are one, which is a fault of the rule.
+    """
+    return _Inference(graph, observation).run()
+
+
+class _Inference:
+    """One pass over a graph; holds what the steps share."""
+
+    def __init__(self, graph: Graph, observation: Observation) -> None:
+        self.graph = graph
+        self.shapes = observation.shapes
+        self.types = observation.types
+        self.varying: dict[str, frozenset[int]] = {}
+        for name, axis in observation.varying:
+            self.varying[name] = self.varying.get(name, frozenset()) | {axis}
+        axes = {name: tuple(dim(size) for size in shape) for name, shape in observation.shapes.items()}
+        self.out = Structure(graph, axes)
+        self.place = {id(axis): (name, i) for name, tensor in axes.items() for i, axis in enumerate(tensor)}
+        self.terms: dict[str, np.ndarray] = {}
+        self.counts: list[tuple[gs.Node, Counts]] = []
+        self.steering: list[tuple[str, str]] = []
+
+    def run(self) -> Structure:
+        self._start()
+        for node in self.graph.nodes:
+            self._follow(node)
+            self._apply(node)
+        for name in (*self.graph.outputs, *captured_names(self.graph.source.graph)):
+            self._escape(name, "its size leaves the model as a value")
+        for name, node in self.steering:
+            self._escape(name, f"its size is used as a value by {node}")
+        self._settle_numbers()
+        if self.graph.inputs and self.shapes[self.graph.inputs[0]]:
+            self.out.batch = self.shapes[self.graph.inputs[0]][0]
+        return self.out
+
+    def _start(self) -> None:
+        """What holds before any node: constants, and the tensors that people outside the graph see."""
+        for name, array in self.graph.constants.items():
+            self.out.constant.add(name)
+            if (terms := sizes.literals(name, array)) is not None:
+                self.terms[name] = terms
+        made = {tensor.name for node in self.graph.nodes for tensor in node.outputs} | self.out.constant
+        read = {tensor.name for node in self.graph.nodes for tensor in node.inputs}
+        for names, because in (
+            (self.graph.inputs, "it is an input of the model"),
+            (self.graph.outputs, "it is an output of the model"),
+            (captured_names(self.graph.source.graph), "a subgraph reads it"),
+            (read - made - set(self.graph.inputs), "it is stored in a sparse format"),
+        ):
+            for name in names:
+                self._pin(self.out.axes.get(name, ()), because, name)
+
+    def _pin(self, axes: Iterable[Layout], because: str, node: str) -> bool:
+        return any([pin(axis, Kept(because, node)) for axis in axes])
+
+    def _follow(self, node: gs.Node) -> None:
+        """Follows integers through a node, and constants."""
+        names = [tensor.name for tensor in node.inputs]
+        outputs = [tensor.name for tensor in node.outputs]
+        if any(names) and all(name in self.out.constant for name in names if name):
+            self.out.constant.update(outputs)
+        if node.domain not in (None, "", "ai.onnx") or (node.op == "Shape" and names[0] not in self.shapes):
+            return
+        shapes = [(name, self.shapes.get(name, ()), self.varying.get(name, frozenset())) for name in names]
+        found = sizes.follow(node.op, node.attrs, [self.terms.get(name) for name in names], shapes)
+        for name, terms in zip(outputs, found or (), strict=False):
+            if terms.shape == self.shapes.get(name):
+                self.terms[name] = sizes.placed(name, terms)
+                if name in self.types and all(sizes.is_fixed(term) for term in terms.ravel()):
+                    values = [sizes.value_of(term) for term in terms.ravel()]
+                    self.out.computed[name] = np.array(values, self.types[name]).reshape(terms.shape)
+
+    def _apply(self, node: gs.Node) -> None:
+        """Applies a node's rule, and pins the axes that it does not mention."""
+        view = self._view(node)
+        tensors = [x for x in (*view.inputs, *view.outputs) if x is not None]
+        registered = find_rule(node.domain or "", node.op, view.version)
+        because = f"{node.op} works on this axis as a whole"
+        facts: list[Fact] = []
+        if registered is None:
+            where = f" of domain {node.domain}" if node.domain else ""
+            because = f"{node.op}{where} has no rule (opset {view.version})"
+        else:
+            try:
+                facts = list(registered.rule(view))
+            except Refusal as refusal:
+                because = str(refusal)
+            if registered.linear and facts:
+                self.out.linear.add(node.outputs[0].name)
+        seen = {id(leaf) for fact in facts for part in _parts(fact) for leaf in mentioned(part)}
+        for fact in facts:
+            self._state(node, fact)
+        for tensor in tensors:
+            self._pin((axis for axis in tensor.axes if id(axis) not in seen), because, label(node))
+        followed = all(tensor.name in self.terms for tensor in node.outputs)
+        for i, tensor in enumerate(node.inputs):
+            if tensor.name in self.terms and not followed and i not in view.read:
+                self.steering.append((tensor.name, label(node)))
+
+    def _view(self, node: gs.Node) -> Node:
+        """The node as its rule sees it."""
+        attrs = {k: v for k, v in node.attrs.items() if isinstance(v, int | float | str | list)}
+        numbers = {
+            i: tuple(
+                Entry(sizes.value_of(term), sizes.is_fixed(term), None, i, j)
+                for j, term in enumerate(self.terms[tensor.name].ravel())
+            )
+            for i, tensor in enumerate(node.inputs)
+            if tensor.name in self.terms
+        }
+        inputs, outputs = (tuple(self._tensor(t.name) for t in x) for x in (node.inputs, node.outputs))
+        return Node(node.op, self.graph.opset(node.domain or ""), inputs, outputs, attrs, numbers)
+
+    def _tensor(self, name: str) -> Tensor | None:
+        return Tensor(name, self.out.axes[name], name in self.out.constant) if name in self.out.axes else None
+
+    def _state(self, node: gs.Node, fact: Fact) -> None:
+        """Takes one fact over."""
+        if isinstance(fact, Same):
+            why = Kept(f"{node.op} ties axes that have no common parts", label(node))
+            unify(fact.a, fact.b, why)
+            if fact.role:
+                self._note_use(node, fact)
+        elif isinstance(fact, Pinned):
+            pin(fact.axis, Kept(fact.because, label(node)))
+        elif isinstance(fact, Counts):
+            self.counts.append((node, fact))
+        elif isinstance(fact, Work):
+            self.out.work[node.outputs[0].name] = fact.axes
+
+    def _note_use(self, node: gs.Node, fact: Same) -> None:
+        """Notes which weight reads or writes which units."""
+        data, weight = (fact.a, fact.b) if fact.role == "reads" else (fact.b, fact.a)
+        weights = [self.place[id(leaf)] for leaf in mentioned(weight) if id(leaf) in self.place]
+        others = [self.place[id(leaf)] for leaf in mentioned(data) if id(leaf) in self.place]
+        use = partial(Use, fact.role, label(node), node.op, node.outputs[0].name)
+        for name, axis in weights:
+            for other, other_axis in others:
+                if name in self.out.constant:
+                    part = fact.part if fact.part is not None else weight
+                    self.out.uses.append(use(name, axis, part, other, other_axis))
+
+    def _escape(self, name: str, because: str) -> None:
+        """A tensor holds sizes but is read for its values: it stays what it was, or pins the axes it speaks of."""
+        terms = self.terms[name].ravel() if name in self.terms else ()
+        axes = [axis for term in terms for axis in self._sources(term)]
+        if name in self.out.computed and name not in self.graph.outputs:
+            self.out.values[name] = axes
+        else:
+            self._pin(axes, because, name)
+
+    def _settle_numbers(self) -> None:
+        """Finds out which integers must be written; pins the axes that some integer could not follow."""
+        settled = False
+        while not settled:
+            settled = True
+            self.out.numbers = []
+            written: dict[sizes.Place, Number] = {}
+            for node, fact in self.counts:
+                number, pinned = self._number(node, fact)
+                settled &= not pinned
+                if number is None:
+                    continue
+                self.out.numbers.append(number)
+                other = written.setdefault(number.place, number) if number.place else number
+                if _meaning(other) != _meaning(number):
+                    because = f"{node.op} shares a number with another node"
+                    settled &= not self._pin([number.axis, other.axis], because, label(node))
+
+    def _number(self, node: gs.Node, fact: Counts) -> tuple[Number | None, bool]:
+        """The integer of a fact if it has to be written, and whether something had to be pinned for want of a way."""
+        entry = fact.entry
+        if entry.input is None or not entry.stated:
+            number = Number(node.outputs[0].name, entry, None, fact.axis, fact.upto)
+            return (number if _is_free(fact.axis) or not entry.stated else None), False
+        term = self.terms[node.inputs[entry.input].name].ravel()[entry.index]
+        sources = self._sources(term)
+        if not any(map(_is_free, (fact.axis, *sources))):
+            return None, False
+        if fact.upto is None and not isinstance(term, sizes.Literal) and self._extent(term) == extent(fact.axis):
+            return None, False
+        if isinstance(term, sizes.Literal | sizes.Computed) and term.place:
+            return Number(node.outputs[0].name, entry, term.place, fact.axis, fact.upto, sources), False
+        because = f"{node.op} has a size of it from a computation that would not follow"
+        return None, self._pin([fact.axis, *sources], because, label(node))
+
+    def _sources(self, term: sizes.Term) -> tuple[Layout, ...]:
+        """The axes from whose sizes a number is computed."""
+        return tuple(self.out.axes[size.tensor][size.axis] for size in sizes.sizes_in(term))
+
+    def _extent(self, term: sizes.Term) -> Extent | None:
+        """What an integer of a chain will be, as a polynomial in the free dims; None when not known."""
+        if isinstance(term, sizes.Size):
+            return extent(self.out.axes[term.tensor][term.axis])
+        if isinstance(term, sizes.Computed):
+            args = [self._extent(arg) for arg in term.args]
+            if any(arg is None for arg in args):
+                return None
+            if all(set(arg) <= {()} for arg in args if arg is not None):
+                return Counter({(): int(term.value)})
+            a, b = args[0], args[-1]
+            if term.op == "Trunc":
+                return a
+            if a is not None and b is not None and len(args) == 2 and term.op in ("Mul", "Add"):
+                return times(a, b) if term.op == "Mul" else a + b
+            return None
+        value = sizes.value_of(term)
+        return None if value is None else Counter({(): int(value)})
+
+
+def _parts(fact: Fact) -> Iterator[Layout]:
+    """The layouts that a fact speaks of."""
+    if isinstance(fact, Same):
+        yield from (fact.a, fact.b)
+    elif isinstance(fact, Work):
+        return  # counting an operation is no statement about what may happen to an axis
+    else:
+        yield fact.axis
+
+
+def _is_free(layout: Layout) -> bool:
+    return any(leaf.kept is None for leaf in leaves(layout))
+
+
+def _meaning(number: Number) -> Any:
+    return number.upto, sorted(extent(number.axis).items())

@@ -1,0 +1,207 @@
+"""Removing positions, and masking them: the two sides of the law.
+
+`remove` and `mask` share nothing but the plan. `remove` compresses constants along their axes and brings the numbers up
+to date that count positions. `mask` leaves the model as it is and sets removed positions to zero behind every node that
+holds some; what it computes is what the compact model must compute.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxprune.errors import PlanError, VerificationError
+from onnxprune.graph import Graph
+from onnxprune.records import KeptIndices, Plan, Written
+from onnxprune.runtime import Feeds, Session
+from onnxprune.units import Units
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_graphsurgeon as gs
+
+TOLERANCE = 1e-4
+"""Largest difference between the compact and the masked model, relative to the largest output (1 at least)."""
+
+
+def remove(graph: Graph, plan: Plan) -> Graph:
+    """The model without the positions that a plan gives up.
+
+    Args:
+        graph: the model that the plan was made for.
+        plan: what to keep.
+
+    Raises:
+        PlanError: the plan is for another model.
+    """
+    check_plan(graph, plan)
+    by_node: dict[str, list[Written]] = defaultdict(list)
+    frozen = {name: value.array() for name, value in plan.frozen.items()}
+    values: dict[str, np.ndarray] = {}
+    for number in plan.numbers:
+        if number.constant in frozen:
+            frozen[number.constant].flat[number.index] = number.value
+        elif number.constant:
+            values.setdefault(number.constant, np.array(graph.constants[number.constant]))
+            values[number.constant].flat[number.index] = number.value
+        else:
+            by_node[number.node].append(number)
+    for name, axes in plan.initializers.items():
+        array = values.get(name, graph.constants[name])
+        for axis, kept in axes.items():
+            array = np.take(array, kept, axis)
+        values[name] = array
+    sizes = {name: {axis: len(kept) for axis, kept in axes.items()} for name, axes in plan.activations.items()}
+    out = graph.with_constants(values).with_shapes(sizes).with_frozen(frozen)
+    for node in out.nodes:
+        _write_numbers(node, by_node.get(node.outputs[0].name, []), out)
+    return out
+
+
+def _write_numbers(node: gs.Node, numbers: list[Written], graph: Graph) -> None:
+    """Brings attributes up to date, and adds the input of numbers that were implied so far."""
+    attributes: dict[str, list[Written]] = defaultdict(list)
+    added: dict[int, list[Written]] = defaultdict(list)
+    for number in numbers:
+        if number.attribute:
+            attributes[number.attribute].append(number)
+        else:
+            added[number.input].append(number)
+    for name, entries in attributes.items():
+        old = node.attrs.get(name, [])
+        if isinstance(old, int):
+            node.attrs[name] = entries[0].value
+        else:
+            new = list(old) or [0] * len(entries)
+            for entry in entries:
+                new[entry.index] = entry.value
+            node.attrs[name] = new
+    for index, entries in added.items():
+        values = [entry.value for entry in sorted(entries, key=lambda entry: entry.index)]
+        graph.add_input(node, index, np.array(values, np.int64))
+        node.attrs.pop("num_outputs", None)  # Split has either
+
+
+def mask(units: Units, plan: Plan) -> onnx.ModelProto:
+    """The whole model, with zeros behind every node at the positions that a plan gives up.
+
+    Args:
+        units: the model that the plan was made for; of its layouts only ranks and sizes are used.
+        plan: what to keep.
+
+    Raises:
+        PlanError: the plan is for another model.
+    """
+    from onnx import TensorProto, helper, numpy_helper, shape_inference
+
+    check_plan(units.graph, plan)
+    model = units.graph.proto()
+    inferred = shape_inference.infer_shapes(model).graph
+    types = {info.name: info.type.tensor_type.elem_type for info in inferred.value_info}
+    nodes = []
+    for node in model.graph.node:
+        nodes.append(node)
+        for i, name in enumerate(node.output):
+            if name not in plan.activations:
+                continue
+            node.output[i] = hidden = f"{name}:whole"
+            shape = [axis.size for axis in units.structure.axes[name]]
+            keep = numpy_helper.from_array(_mask_array(shape, plan.activations[name]), f"{name}:keep")
+            model.graph.initializer.append(keep)
+            if types.get(name) == TensorProto.BOOL:
+                nodes.append(helper.make_node("And", [hidden, keep.name], [name]))
+            else:  # not a product, in which 0 x inf would stay
+                zero = helper.make_tensor(f"{name}:zero", types.get(name, TensorProto.FLOAT), [], [0])
+                model.graph.initializer.append(zero)
+                nodes.append(helper.make_node("Where", [keep.name, hidden, zero.name], [name]))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.graph.ClearField("value_info")
+    return model
+
+
+def _mask_array(shape: list[int], kept: KeptIndices) -> np.ndarray:
+    """True at kept positions; axes that lose nothing have size 1, so that they broadcast."""
+    out = np.ones([n if axis in kept else 1 for axis, n in enumerate(shape)], bool)
+    for axis, indices in kept.items():
+        along = np.zeros(shape[axis], bool)
+        along[list(indices)] = True
+        out &= along.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    return out
+
+
+def check_plan(graph: Graph, plan: Plan) -> None:
+    """Makes sure that a plan is for a model.
+
+    Raises:
+        PlanError: it is for another one.
+    """
+    if plan.model != graph.sha256:
+        raise PlanError(
+            f"the plan was made for another model (SHA-256 {plan.model[:12]}..., this one has {graph.sha256[:12]}...); "
+            "use the model that it was made for, or make a new plan."
+        )
+
+
+def verify(units: Units, plan: Plan, compact: Graph, feeds: Feeds, *, device: str = "cpu") -> float:
+    """Runs the compact model against the masked original.
+
+    Args:
+        units: the original.
+        plan: what was removed.
+        compact: the result of `remove`.
+        feeds: an array for each input.
+        device: where to run both.
+
+    Returns:
+        The largest absolute difference of any output.
+
+    Raises:
+        VerificationError: they differ; the message names the first tensor that does.
+    """
+    masked = mask(units, plan)
+    expected = Session(masked.SerializeToString(), device=device).run(feeds, units.graph.outputs)
+    found = Session(compact.message(), device=device).run(feeds, units.graph.outputs)
+    differences = [_difference(a, b) for a, b in zip(expected, found, strict=True)]
+    if all(difference <= TOLERANCE for difference in differences):
+        return max((_absolute(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
+    name, difference = _first_difference(units, plan, masked, compact, feeds)
+    raise VerificationError(
+        f"the compact model differs from the masked original, first in tensor '{name}' (by {difference:.2g} relative "
+        f"to its largest value, {TOLERANCE:g} is allowed); nothing was written. Please report this with the model."
+    )
+
+
+def _absolute(a: np.ndarray, b: np.ndarray) -> float:
+    if a.dtype.kind not in "f":
+        return float(not np.array_equal(a, b))
+    return float(np.max(np.abs(a.astype(np.float64) - b), initial=0.0))
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> float:
+    """The largest difference relative to the largest value, 1 at least; infinite where shapes or NaNs differ."""
+    if a.shape != b.shape or not np.array_equal(np.isfinite(a), np.isfinite(b)):
+        return float("inf")
+    finite = np.isfinite(a)
+    return _absolute(a[finite], b[finite]) / max(1.0, float(np.max(np.abs(a[finite]), initial=0.0)))
+
+
+def _first_difference(
+    units: Units, plan: Plan, masked: onnx.ModelProto, compact: Graph, feeds: Feeds
+) -> tuple[str, float]:
+    """The first tensor in the order of the graph that differs, and by how much."""
+    names = [tensor.name for node in compact.nodes for tensor in node.outputs if tensor.name]
+    known = set(units.graph.outputs)
+    masked.graph.output.extend(type(masked.graph.output[0])(name=name) for name in names if name not in known)
+    both = [
+        Session(model, device="cpu", optimize=False).run(feeds, names)
+        for model in (masked.SerializeToString(), compact.message(outputs=names))
+    ]
+    for name, whole, small in zip(names, *both, strict=True):
+        for axis, kept in plan.activations.get(name, {}).items():
+            whole = np.take(whole, kept, axis)
+        if isinstance(whole, np.ndarray) and (difference := _difference(whole, small)) > TOLERANCE:
+            return name, difference
+    return compact.outputs[0], float("nan")

@@ -1,0 +1,390 @@
+"""From layouts to groups: what can go, which weights write and read it, what it costs, and why the rest stays.
+
+A leaf dim is free when no rule pinned it, a weight writes it and a weight reads it. Positions that no weight writes,
+such as pixels, tokens or table rows, are no units, although a dense layer behind them may have them on its weight.
+
+Where two free dims share an axis (heads x rows of a head, groups x channels of a group) their units overlap. Both are
+groups, but only one is pruned unless the other is asked for by name: the wider one, which cuts finer.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxprune.axes import Dim, Extent, Family, Layout, Product, extent, keep_mask, leaves, product, resolve, same
+from onnxprune.errors import PlanError
+from onnxprune.graph import Graph
+from onnxprune.observation import observe
+from onnxprune.records import Frozen, Group, Kept, KeptAxis, Plan, Site, States, Weight, Written
+from onnxprune.runtime import Feeds
+from onnxprune.structure import Number, Structure, Use, infer
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+
+Polynomial = tuple[tuple[int, tuple[int, ...]], ...]
+"""Coefficients and, for each, the leaves whose kept counts it is multiplied by, as indices."""
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Parameters and multiply-accumulates of the model as functions of how many positions each leaf keeps.
+
+    Attributes:
+        params: floating-point elements of all constants.
+        macs: multiply-accumulates for one sample.
+    """
+
+    params: Polynomial
+    macs: Polynomial
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """The groups of a model and all that follows from removing their units.
+
+    Attributes:
+        graph: the model.
+        structure: its layouts.
+        groups: the groups by name, in the order of the graph; those that stand instead of another one included.
+        kept: axes of constants that do not take part, and why.
+        costs: what the model costs, depending on what is kept.
+        leaves: the free dims of each group, in the order of their units.
+    """
+
+    graph: Graph
+    structure: Structure
+    groups: Mapping[str, Group]
+    kept: tuple[KeptAxis, ...]
+    costs: Costs
+    leaves: Mapping[str, tuple[Dim, ...]]
+
+    def whole(self) -> dict[str, np.ndarray]:
+        """The keep-masks of a plan that removes nothing: (units,) bool for each group."""
+        return {name: np.ones(group.size, bool) for name, group in self.groups.items()}
+
+    def cost(self, keep: Mapping[str, np.ndarray]) -> tuple[int, int]:
+        """Parameters and multiply-accumulates of one sample when only some units are kept.
+
+        Args:
+            keep: (units,) bool for each group that loses units.
+        """
+        counts = np.array([mask.sum() for mask in self._masks({**self.whole(), **keep}).values()], float)
+        params, macs = (
+            round(sum(c * float(np.prod(counts[list(which)])) for c, which in terms))
+            for terms in (self.costs.params, self.costs.macs)
+        )
+        return params, macs // max(self.structure.batch, 1)
+
+    def _masks(self, keep: Mapping[str, np.ndarray]) -> dict[Dim, np.ndarray]:
+        """Keep-masks of leaves from keep-masks of groups, in the order of the cost polynomials."""
+        masks: dict[Dim, np.ndarray] = {}
+        for name, mask in keep.items():
+            borders = np.cumsum([leaf.size for leaf in self.leaves[name]])[:-1]
+            masks |= dict(zip(self.leaves[name], np.split(np.asarray(mask, bool), borders), strict=True))
+        return masks
+
+    def plan(self, keep: Mapping[str, np.ndarray], settings: Mapping[str, object] | None = None) -> Plan:
+        """Writes down what removing units means for every tensor and every number of the model.
+
+        Args:
+            keep: (units,) bool for each group that loses units.
+            settings: how the plan was made.
+
+        Raises:
+            PlanError: a group is unknown, has another size, or would lose all its units.
+        """
+        for name, mask in keep.items():
+            if name not in self.groups:
+                raise PlanError(f"there is no group '{name}' in this model; `onnxprune inspect` lists them.")
+            if len(mask) != self.groups[name].size:
+                raise PlanError(f"group '{name}' has {self.groups[name].size} units, the plan speaks of {len(mask)}.")
+            if not np.any(mask):
+                raise PlanError(f"group '{name}' would lose all its {len(mask)} units; at least 1 must stay.")
+        masks = self._masks({name: np.asarray(mask, bool) for name, mask in keep.items()})
+        shrunk: dict[str, dict[int, tuple[int, ...]]] = {}
+        for tensor, axes in self.structure.axes.items():
+            for i, axis in enumerate(axes):
+                kept = keep_mask(axis, masks) if any(leaf in masks for leaf in leaves(axis)) else np.ones(0, bool)
+                if not kept.all():
+                    shrunk.setdefault(tensor, {})[i] = tuple(np.flatnonzero(kept).tolist())
+        constants = self.graph.constants
+        numbers = tuple(_written(self.structure.numbers, masks))
+        computed = self.structure.computed
+        frozen = {number.constant for number in numbers if number.constant in computed}
+        frozen |= {
+            name
+            for name, axes in self.structure.values.items()
+            if any(leaf in masks and not masks[leaf].all() for axis in axes for leaf in leaves(axis))
+        }
+        return Plan(
+            self.graph.sha256,
+            {name: (len(mask), tuple(np.flatnonzero(mask).tolist())) for name, mask in sorted(keep.items())},
+            {name: by for name, by in sorted(shrunk.items()) if name in constants},
+            {name: by for name, by in sorted(shrunk.items()) if name not in constants},
+            numbers,
+            {
+                name: Frozen(str(computed[name].dtype), list(computed[name].shape), computed[name].ravel().tolist())
+                for name in sorted(frozen)
+            },
+            {copy: origin for copy, origin in sorted(self.graph.copies.items()) if copy in shrunk},
+            settings=dict(settings or {}),
+        )
+
+
+def _written(numbers: Iterable[Number], masks: Mapping[Dim, np.ndarray]) -> Iterator[Written]:
+    """The numbers that change, and all of a list of implied ones as soon as one of it does."""
+    rows: list[tuple[Number, Written, bool]] = []
+    for number in numbers:
+        mask = keep_mask(number.axis, masks)
+        before = len(mask) if number.upto is None else number.upto
+        after = int(mask[: number.upto].sum())
+        entry = number.entry
+        constant, index = number.place or ("", entry.index)
+        where = -1 if entry.input is None else entry.input
+        changed = before != after or any(not keep_mask(axis, masks).all() for axis in number.computed_from)
+        rows.append((number, Written(number.node, entry.attr or "", where, constant, index, after), changed))
+    stirred = {number.node for number, _, changed in rows if changed}
+    for number, written, changed in rows:
+        if changed or (not number.entry.stated and number.node in stirred):
+            yield written
+
+
+def find_units(graph: Graph, sample: Feeds | None = None) -> Units:
+    """Finds what can be pruned.
+
+    Args:
+        graph: the model.
+        sample: an array for each input, where sizes of symbolic axes have to come from data.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load the model.
+        DataError: sizes of symbolic axes could not be settled without data.
+    """
+    structure = infer(graph, observe(graph, sample))
+    finder = _Finder(structure)
+    return finder.units()
+
+
+class _Finder:
+    """Finds the groups of a structure; holds the tables that the steps share."""
+
+    def __init__(self, structure: Structure) -> None:
+        self.structure = structure
+        self.uses: dict[str, dict[Dim, list[Use]]] = {"reads": defaultdict(list), "writes": defaultdict(list)}
+        for use in structure.uses:
+            for leaf in dict.fromkeys(leaves(use.part)):
+                self.uses[use.role][leaf].append(use)
+        self.places: dict[Dim, dict[str, int]] = defaultdict(dict)
+        for tensor, axes in structure.axes.items():
+            for i, axis in enumerate(axes):
+                for leaf in leaves(axis):
+                    self.places[leaf].setdefault(tensor, i)
+        self.readers_of: dict[str, list[gs.Node]] = defaultdict(list)
+        for node in structure.graph.nodes:
+            for tensor in node.inputs:
+                self.readers_of[tensor.name].append(node)
+
+    def units(self) -> Units:
+        """The groups and everything around them."""
+        families = self._families()
+        names = self._names(families)
+        of_leaf = {leaf: name for name, members in names.items() for leaf in members}
+        groups = {name: self._group(name, members) for name, members in names.items()}
+        for name, other in self._alternatives(groups, of_leaf).items():
+            groups[name] = replace(groups[name], instead_of=other)
+        order = {leaf: i for i, leaf in enumerate(of_leaf)}
+        return Units(
+            self.structure.graph,
+            self.structure,
+            groups,
+            tuple(self._kept(set(of_leaf))),
+            Costs(self._params(order), self._macs(order)),
+            {name: tuple(members) for name, members in names.items()},
+        )
+
+    def _families(self) -> list[list[Dim]]:
+        """Free leaves by family, in the order in which nodes of the model write them."""
+        found: dict[Family, dict[Dim, None]] = {}
+        for use in self.structure.uses:
+            for leaf in leaves(use.part):
+                if not leaf.kept and self.uses["reads"].get(leaf) and self.uses["writes"].get(leaf):
+                    found.setdefault(leaf.family.root(), {})[leaf] = None
+        return [list(members) for members in found.values() if sum(leaf.size for leaf in members) > 1]
+
+    def _names(self, families: list[list[Dim]]) -> dict[str, list[Dim]]:
+        """Names groups after the first weight that writes them; a range says which part of its axis."""
+        names: dict[str, list[Dim]] = {}
+        for members in families:
+            use = self.uses["writes"][members[0]][0]
+            where = np.flatnonzero(self._unit_of(self.structure.axes[use.weight][use.axis], members) >= 0)
+            name = use.weight
+            if len(where) < self.structure.axes[use.weight][use.axis].size:
+                name += f"[{where[0]}:{where[-1] + 1}]"
+            while name in names:
+                name += "'"
+            names[name] = members
+        return names
+
+    def _group(self, name: str, members: list[Dim]) -> Group:
+        """Everything that is known of a group."""
+        writers = tuple(self._weights("writes", members))
+        readers = tuple(self._weights("reads", members))
+        post = {weight.site.key: weight.site for weight in readers}
+        pre: dict[str, Site] = {}
+        for leaf in members:
+            for use in self.uses["writes"][leaf]:
+                for site in self._before_nonlinearity(use, leaf) or post.values():
+                    pre[site.key] = site
+        kind = "channel" if any("Conv" in weight.op for weight in writers) else "neuron"
+        size = sum(leaf.size for leaf in members)
+        return Group(name, kind, size, writers, readers, self._states(pre, members), self._states(post, members))
+
+    def _weights(self, role: str, members: list[Dim]) -> Iterator[Weight]:
+        uses = {(use.output, use.weight, use.axis): use for leaf in members for use in self.uses[role][leaf]}
+        for use in uses.values():
+            units = self._unit_of(self.structure.axes[use.weight][use.axis], members)
+            yield Weight(use.node, use.op, use.weight, use.axis, units, self._site(use.data, use.data_axis))
+
+    def _states(self, sites: Mapping[str, Site], members: list[Dim]) -> tuple[States, ...]:
+        return tuple(States(site, self._features_of(site, members)) for site in sites.values())
+
+    def _features_of(self, site: Site, members: list[Dim]) -> np.ndarray:
+        """The unit of each feature of a site."""
+        axis = self.structure.axes[site.tensor][site.axis]
+        return self._unit_of(axis, members).reshape(site.features, site.samples)[:, 0]
+
+    def _unit_of(self, axis: Layout, members: list[Dim]) -> np.ndarray:
+        """The unit of each position of an axis, -1 for positions of other groups: (size,) int."""
+        axis = resolve(axis)
+        if isinstance(axis, Dim):
+            if axis not in members:
+                return np.full(axis.size, -1)
+            start = sum(leaf.size for leaf in members[: members.index(axis)])
+            return np.arange(start, start + axis.size)
+        if isinstance(axis, Product):
+            unit = np.full(1, -1)
+            for factor in axis.factors:
+                inner = self._unit_of(factor, members)
+                unit = np.maximum(unit[:, None], inner[None]).ravel()
+            return unit
+        return np.concatenate([np.zeros(0, int), *(self._unit_of(piece, members) for piece in axis.pieces)])
+
+    def _site(self, tensor: str, axis: int) -> Site:
+        """The site of a tensor axis: trailing positions that no weight writes are samples."""
+        layout = resolve(self.structure.axes[tensor][axis])
+        pieces = (layout,) if isinstance(layout, Dim | Product) else layout.pieces
+        tails = [self._tail(piece) for piece in pieces]
+        samples = tails[0].size if tails and all(same(tail, tails[0]) for tail in tails) else 1
+        return Site(tensor, axis, layout.size // samples, samples)
+
+    def _tail(self, piece: Layout) -> Layout:
+        """The trailing factors of a product that are positions rather than features."""
+        factors = list(piece.factors) if isinstance(piece, Product) else []
+        tail: list[Layout] = []
+        while len(factors) > 1 and not any(self.uses["writes"][leaf] for leaf in leaves(factors[-1])):
+            tail.insert(0, factors.pop())
+        return product(*tail)
+
+    def _before_nonlinearity(self, use: Use, leaf: Dim) -> list[Site]:
+        """The value that enters the first nonlinearity after a weight; nothing when only linear operators follow."""
+        seen, queue = {use.data}, [use.data]
+        while queue:
+            tensor = queue.pop(0)
+            for node in self.readers_of[tensor]:
+                outputs = [t.name for t in node.outputs if t.name in self.places[leaf]]
+                if self._reads(node, tensor, leaf):
+                    continue
+                if not self._is_linear(node):
+                    return [self._site(tensor, self.places[leaf][tensor])]
+                queue.extend(name for name in outputs if name not in seen)
+                seen.update(outputs)
+        return []
+
+    def _reads(self, node: gs.Node, tensor: str, leaf: Dim) -> bool:
+        """Whether a node contracts these units, so that the way from the writer ends there."""
+        output = node.outputs[0].name
+        return any(use.data == tensor and use.output == output for use in self.uses["reads"][leaf])
+
+    def _is_linear(self, node: gs.Node) -> bool:
+        """Whether a node is linear: its operator is, and what it multiplies by is constant."""
+        if node.outputs[0].name not in self.structure.linear:
+            return False
+        data = [t for t in node.inputs if t.name and t.name not in self.structure.constant]
+        return len(data) < 2 or node.op in ("Add", "Sub", "Sum", "Mean", "Concat")
+
+    def _alternatives(self, groups: Mapping[str, Group], of_leaf: Mapping[Dim, str]) -> dict[str, str]:
+        """For each group that overlaps a wider one on some axis, the wider one."""
+        rivals: dict[str, set[str]] = defaultdict(set)
+        for axes in self.structure.axes.values():
+            for axis in axes:
+                for a, b in _overlaps(resolve(axis)):
+                    if a in of_leaf and b in of_leaf and of_leaf[a] != of_leaf[b]:
+                        rivals[of_leaf[a]].add(of_leaf[b])
+                        rivals[of_leaf[b]].add(of_leaf[a])
+        chosen: set[str] = set()
+        instead: dict[str, str] = {}
+        for name in sorted(groups, key=lambda name: -groups[name].size):
+            taken = [other for other in rivals[name] if other in chosen]
+            if taken:
+                instead[name] = min(taken)
+            else:
+                chosen.add(name)
+        return instead
+
+    def _kept(self, free: set[Dim]) -> Iterator[KeptAxis]:
+        """Axes of constants that keep positions, and why."""
+        for name, array in self.structure.graph.constants.items():
+            if array.dtype.kind in "biu" or name in self.structure.graph.copies:
+                continue
+            for i, axis in enumerate(self.structure.axes[name]):
+                for leaf in leaves(axis):
+                    if leaf not in free:
+                        yield KeptAxis(name, i, axis.size, leaf.kept or self._unused(leaf))
+                        break
+
+    def _unused(self, leaf: Dim) -> Kept:
+        """Why a dim that nothing pins is in no group."""
+        if not self.uses["writes"][leaf]:
+            return Kept("no weight of the model writes it", "")
+        return Kept("no weight of the model reads it" if not self.uses["reads"][leaf] else "it is one unit", "")
+
+    def _params(self, order: Mapping[Dim, int]) -> Polynomial:
+        graph = self.structure.graph
+        return _polynomial(
+            (
+                self.structure.axes[name]
+                for name, array in graph.constants.items()
+                if array.dtype.kind not in "biuSUO" and array.ndim and name not in graph.copies
+            ),
+            order,
+        )
+
+    def _macs(self, order: Mapping[Dim, int]) -> Polynomial:
+        return _polynomial(self.structure.work.values(), order)
+
+
+def _overlaps(layout: Layout) -> Iterator[tuple[Dim, Dim]]:
+    """Pairs of leaves that stand in different factors of a product, so that their units share positions."""
+    if isinstance(layout, Dim):
+        return
+    parts = layout.factors if isinstance(layout, Product) else layout.pieces
+    for i, part in enumerate(parts):
+        yield from _overlaps(part)
+        for other in parts[i + 1 :] if isinstance(layout, Product) else ():
+            yield from itertools.product(leaves(part), leaves(other))
+
+
+def _polynomial(tensors: Iterable[tuple[Layout, ...]], order: Mapping[Dim, int]) -> Polynomial:
+    """The sum over tensors of the product of their sizes, in the kept counts of the leaves of `order`."""
+    place = {id(leaf): i for leaf, i in order.items()}
+    total: Extent = Counter()
+    for axes in tensors:
+        total.update(extent(product(*axes), order))
+    return tuple((count, tuple(place[key] for key in which)) for which, count in total.items())

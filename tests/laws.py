@@ -1,0 +1,102 @@
+"""The law: what surgery removes is what a mask hides. Shared by all rule tests and model tests."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from hypothesis import strategies as st
+from onnx import TensorProto, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from onnxprune.graph import Graph
+from onnxprune.records import Plan
+from onnxprune.surgery import mask, remove
+from onnxprune.units import Units, find_units
+
+EXACT = 1e-9
+"""Tolerance in float64, relative to the largest output."""
+
+
+def sizes(units: Units) -> list[int]:
+    """The sizes of the groups that are pruned by default, sorted."""
+    return sorted(group.size for group in units.groups.values() if not group.instead_of)
+
+
+@st.composite
+def keeps(draw: st.DrawFn, units: Units) -> dict[str, np.ndarray]:
+    """Random keep-masks that remove something from at least one group and never all of one."""
+    keep = {}
+    for name, group in units.groups.items():
+        kept = draw(st.sets(st.integers(0, group.size - 1), min_size=1, max_size=group.size))
+        keep[name] = np.isin(np.arange(group.size), sorted(kept))
+    if all(mask.all() for mask in keep.values()):
+        first = next(iter(keep))
+        keep[first] = np.arange(len(keep[first])) > 0
+    return keep
+
+
+def check_law(
+    graph: Graph, draw: st.DataObject, expected: list[int], *, feeds: dict[str, np.ndarray] | None = None
+) -> Plan:
+    """Finds the units, removes some and compares with the mask in float64.
+
+    Args:
+        graph: a float32 model.
+        draw: where the removed units come from.
+        expected: sizes of the groups that must be found; a model without units proves nothing.
+        feeds: inputs; normal numbers when not given.
+    """
+    units = find_units(graph)
+    assert sizes(units) == sorted(expected), {name: group.size for name, group in units.groups.items()}
+    assert units.groups, "no units, nothing proved"
+    plan = units.plan(draw.draw(keeps(units)))
+    compare(units, plan, feeds)
+    return plan
+
+
+def compare(units: Units, plan: Plan, feeds: dict[str, np.ndarray] | None = None) -> None:
+    """Asserts that the compact model equals the masked one in float64 on the reference evaluator."""
+    compact = remove(units.graph, plan)
+    assert compact.nbytes < units.graph.nbytes
+    feeds = feeds or random_feeds(units)
+    feeds = {n: x.astype(np.float64) if x.dtype == np.float32 else x for n, x in feeds.items()}
+    masked, small = (ReferenceEvaluator(as_double(m)).run(None, feeds) for m in (mask(units, plan), compact.proto()))
+    for whole, part in zip(masked, small, strict=True):
+        assert whole.shape == part.shape
+        assert np.isfinite(whole).all()
+        np.testing.assert_allclose(part, whole, rtol=0, atol=EXACT * max(1, np.abs(whole).max(initial=0)))
+
+
+def random_feeds(units: Units) -> dict[str, np.ndarray]:
+    """Normal numbers, or zeros for integers, of the shapes that the analysis saw."""
+    generator = np.random.default_rng(1)
+    feeds = {}
+    for info in units.graph.source.graph.input:
+        if info.name in units.graph.inputs:
+            shape = [axis.size for axis in units.structure.axes[info.name]]
+            floating = info.type.tensor_type.elem_type == TensorProto.FLOAT
+            feeds[info.name] = generator.standard_normal(shape).astype("f") if floating else np.zeros(shape, np.int64)
+    return feeds
+
+
+def as_double(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with every float32 replaced by float64."""
+    out = onnx.ModelProto()
+    out.CopyFrom(model)
+
+    def widen(tensor: onnx.TensorProto) -> None:
+        if tensor.data_type == TensorProto.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name))
+
+    for tensor in out.graph.initializer:
+        widen(tensor)
+    for node in out.graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                widen(attribute.t)
+            elif node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+                attribute.i = TensorProto.DOUBLE
+    for info in (*out.graph.input, *out.graph.output, *out.graph.value_info):
+        if info.type.tensor_type.elem_type == TensorProto.FLOAT:
+            info.type.tensor_type.elem_type = TensorProto.DOUBLE
+    return out
