@@ -124,6 +124,20 @@ class Graph:
             node.inputs.append(gs.Variable.empty())
         node.inputs[index] = gs.Constant(name, array)
 
+    def add_to_bias(self, node: gs.Node, shift: np.ndarray) -> str:
+        """Adds to the bias of a Conv or Gemm of this graph, which gets one if it has none. Edits the graph.
+
+        Returns:
+            The name of the bias.
+        """
+        if len(node.inputs) > 2 and node.inputs[2].name:
+            bias = node.inputs[2]
+            bias.values = (bias.values + shift).astype(bias.values.dtype)
+            self.constants[bias.name] = bias.values
+        else:
+            self.add_input(node, 2, shift.astype(node.inputs[1].values.dtype))
+        return str(node.inputs[2].name)
+
     def with_shapes(self, sizes: Mapping[str, Mapping[int, int]]) -> Graph:
         """The same graph, its declared intermediate shapes corrected: `sizes[tensor][axis]` is the new size."""
         import onnx
@@ -150,9 +164,18 @@ class Graph:
                 _fill(tensor, arrays[tensor.name])
         return model
 
-    def message(self, *, nodes: Iterable[onnx.NodeProto] = (), outputs: Iterable[str] = ()) -> bytes:
-        """The model serialized, with nodes appended and further tensors given out."""
+    def message(
+        self,
+        *,
+        nodes: Iterable[onnx.NodeProto] = (),
+        outputs: Iterable[str] = (),
+        initializers: Mapping[str, np.ndarray] | None = None,
+    ) -> bytes:
+        """The model serialized, with nodes and constants appended and further tensors given out."""
+        from onnx import numpy_helper
+
         model = self.proto()
+        model.graph.initializer.extend(numpy_helper.from_array(a, name) for name, a in (initializers or {}).items())
         model.graph.node.extend(nodes)
         known = set(self.outputs)
         for name in outputs:

@@ -59,7 +59,7 @@ def observe(graph: Graph, sample: Feeds | None = None) -> Observation:
     nodes = [helper.make_node("Shape", [name], [PREFIX + name]) for name in tensors]
     session = Session(graph.message(nodes=nodes, outputs=[PREFIX + n for n in tensors]), device="cpu", optimize=False)
     failure: ModelError | None = None
-    for pair in _sizes(session, sample):
+    for pair in sizes_to_try(session, sample):
         try:
             runs = [_run(session, tensors, synthetic(session, sizes, sample)) for sizes in pair]
         except ModelError as error:
@@ -116,7 +116,7 @@ def _run(session: Session, tensors: list[str], feeds: Feeds) -> dict[str, tuple[
     return shapes | {name: array.shape for name, array in feeds.items()}
 
 
-def _sizes(session: Session, sample: Feeds | None) -> Iterator[list[dict[tuple[str, int], int]]]:
+def sizes_to_try(session: Session, sample: Feeds | None = None) -> Iterator[list[dict[tuple[str, int], int]]]:
     """Sizes for the symbolic axes of the inputs, to be tried in turn; axes with one symbol have one size."""
     open_axes = [
         (name, axis, size or f"{name}.{axis}", len(shape))

@@ -14,6 +14,9 @@ import numpy as np
 from onnxprune.errors import DataError, PlanError
 from onnxprune.files import replacing, write
 
+CRITERIA = ("spectral", "random", "magnitude", "magnitude-l1", "activation", "wanda", "variance", "reconstruction")
+"""Names of the criteria that units are ranked by; `scoring` says what each of them computes."""
+
 KeptIndices = Mapping[int, tuple[int, ...]]
 
 
@@ -47,12 +50,14 @@ class Site:
     Attributes:
         tensor: the tensor.
         axis: the axis that holds the features.
+        rank: how many axes the tensor has.
         features: how many features that axis has; with `samples` they make up its size.
         samples: positions inside the axis that count as samples, such as the pixels of a flattened feature map.
     """
 
     tensor: str
     axis: int
+    rank: int
     features: int
     samples: int
 
@@ -126,6 +131,9 @@ class Group:
         return {s.site.key for s in self.pre} == {s.site.key for s in self.post}
 
 
+_TABLES = ("total", "second", "low", "high")
+
+
 @dataclass(frozen=True, slots=True)
 class Moments:
     """First and second moments of the states at sites; they add over batches, processes and machines.
@@ -134,19 +142,23 @@ class Moments:
         count: samples T, by site.
         total: (features,) float64, the sum of the samples.
         second: (features, features) float64, X^T X.
+        low: (features,) float64, the smallest value of each feature.
+        high: (features,) float64, the largest.
         source: what the states were computed from, for the report.
     """
 
     count: Mapping[str, float]
     total: Mapping[str, np.ndarray]
     second: Mapping[str, np.ndarray]
+    low: Mapping[str, np.ndarray]
+    high: Mapping[str, np.ndarray]
     source: str = ""
 
     def save(self, path: Path) -> None:
         """Writes an .npz file."""
         with replacing(Path(path)) as (file,):
             sites = sorted(self.count)
-            arrays: dict[str, Any] = {f"{k}/{key}": getattr(self, k)[key] for k in ("total", "second") for key in sites}
+            arrays: dict[str, Any] = {f"{k}/{key}": getattr(self, k)[key] for k in _TABLES for key in sites}
             arrays |= {"sites": sites, "count": [self.count[key] for key in sites], "source": self.source}
             np.savez(file, **arrays)
 
@@ -161,8 +173,8 @@ class Moments:
             with np.load(path, allow_pickle=False) as file:
                 sites = file["sites"].tolist()
                 count = dict(zip(sites, file["count"].tolist(), strict=True))
-                total, second = ({k: file[f"{kind}/{k}"] for k in sites} for kind in ("total", "second"))
-                return cls(count, total, second, str(file["source"]))
+                tables = {kind: {key: file[f"{kind}/{key}"] for key in sites} for kind in _TABLES}
+                return cls(count, **tables, source=str(file["source"]))
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise DataError(f"{path} holds no moments; make it with `onnxprune score --moments`.") from error
 
@@ -310,3 +322,129 @@ class Plan:
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise PlanError(f"{path} is no plan of onnxprune; make one with `onnxprune prune --plan`.") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Samples for one run.
+
+    Attributes:
+        feeds: an array for each input, axis 0 the samples.
+        labels: (real,), where the data have labels.
+        real: how many of the samples are real; those after them repeat the first, to fill a fixed batch size.
+    """
+
+    feeds: dict[str, np.ndarray]
+    labels: np.ndarray | None
+    real: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a model weighs.
+
+    Attributes:
+        parameters: floating-point numbers in its constants.
+        macs: multiply-accumulates for one sample.
+        bytes: size of the file, external data included.
+    """
+
+    parameters: int
+    macs: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Two models timed in turns, so that both see the same machine.
+
+    Attributes:
+        provider: the execution provider of both.
+        threads: intra-op threads, 0 for all cores.
+        batch: samples in a run.
+        runs: counted runs of each model.
+        before: 10th, 50th and 90th percentile of a run of the original, in seconds.
+        after: the same of the other model.
+        ratio: median over the pairs of runs of after / before.
+    """
+
+    provider: str
+    threads: int
+    batch: int
+    runs: int
+    before: tuple[float, float, float]
+    after: tuple[float, float, float]
+    ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """What a model computes, measured on data.
+
+    Attributes:
+        samples: how many.
+        source: which data.
+        top1: share of labels met by the original and by the other model; None without labels.
+        agreement: share of samples for which both choose the same class; None where outputs are no classes.
+        difference: largest absolute difference of any output.
+    """
+
+    samples: int
+    source: str
+    top1: tuple[float, float] | None
+    agreement: float | None
+    difference: float
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRow:
+    """One group in a report.
+
+    Attributes:
+        name: its name.
+        kind: what a unit is.
+        units: how many it had.
+        kept: how many it has.
+        scores: lowest and highest score in the first round; None where it was not scored.
+        note: why nothing was removed, or what was special.
+    """
+
+    name: str
+    kind: str
+    units: int
+    kept: int
+    scores: tuple[float, float] | None
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Before and after.
+
+    Attributes:
+        before: the original.
+        after: the other model.
+        latency: timed in turns; None where it was not.
+        quality: on data; None without.
+        groups: what happened to each group; empty when two files are compared.
+        settings: how the model was made.
+        verified: largest difference of an output from the masked original; None where that was not checked.
+        notes: what a reader should know, in words.
+    """
+
+    before: Cost
+    after: Cost
+    latency: Latency | None = None
+    quality: Quality | None = None
+    groups: tuple[GroupRow, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    verified: float | None = None
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """The report as one JSON object, schema onnxprune.report/1; what was not measured is null."""
+        return json.dumps({"schema": "onnxprune.report/1", **asdict(self)}, indent=1, sort_keys=True)
+
+    def save(self, path: Path) -> None:
+        """Writes the report as JSON."""
+        write(Path(path), self.to_json() + "\n")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -156,6 +156,27 @@ def _written(numbers: Iterable[Number], masks: Mapping[Dim, np.ndarray]) -> Iter
             yield written
 
 
+def units_along(axis: Layout, members: Sequence[Dim]) -> np.ndarray:
+    """The unit of each position of an axis, -1 for positions of other groups: (size,) int.
+
+    Args:
+        axis: the axis.
+        members: the leaves of the group, in the order of their units.
+    """
+    axis = resolve(axis)
+    if isinstance(axis, Dim):
+        if axis not in members:
+            return np.full(axis.size, -1)
+        start = sum(leaf.size for leaf in members[: members.index(axis)])
+        return np.arange(start, start + axis.size)
+    if isinstance(axis, Product):
+        unit = np.full(1, -1)
+        for factor in axis.factors:
+            unit = np.maximum(unit[:, None], units_along(factor, members)[None]).ravel()
+        return unit
+    return np.concatenate([np.zeros(0, int), *(units_along(piece, members) for piece in axis.pieces)])
+
+
 def find_units(graph: Graph, sample: Feeds | None = None) -> Units:
     """Finds what can be pruned.
 
@@ -223,7 +244,7 @@ class _Finder:
         names: dict[str, list[Dim]] = {}
         for members in families:
             use = self.uses["writes"][members[0]][0]
-            where = np.flatnonzero(self._unit_of(self.structure.axes[use.weight][use.axis], members) >= 0)
+            where = np.flatnonzero(units_along(self.structure.axes[use.weight][use.axis], members) >= 0)
             name = use.weight
             if len(where) < self.structure.axes[use.weight][use.axis].size:
                 name += f"[{where[0]}:{where[-1] + 1}]"
@@ -249,7 +270,7 @@ class _Finder:
     def _weights(self, role: str, members: list[Dim]) -> Iterator[Weight]:
         uses = {(use.output, use.weight, use.axis): use for leaf in members for use in self.uses[role][leaf]}
         for use in uses.values():
-            units = self._unit_of(self.structure.axes[use.weight][use.axis], members)
+            units = units_along(self.structure.axes[use.weight][use.axis], members)
             yield Weight(use.node, use.op, use.weight, use.axis, units, self._site(use.data, use.data_axis))
 
     def _states(self, sites: Mapping[str, Site], members: list[Dim]) -> tuple[States, ...]:
@@ -258,23 +279,7 @@ class _Finder:
     def _features_of(self, site: Site, members: list[Dim]) -> np.ndarray:
         """The unit of each feature of a site."""
         axis = self.structure.axes[site.tensor][site.axis]
-        return self._unit_of(axis, members).reshape(site.features, site.samples)[:, 0]
-
-    def _unit_of(self, axis: Layout, members: list[Dim]) -> np.ndarray:
-        """The unit of each position of an axis, -1 for positions of other groups: (size,) int."""
-        axis = resolve(axis)
-        if isinstance(axis, Dim):
-            if axis not in members:
-                return np.full(axis.size, -1)
-            start = sum(leaf.size for leaf in members[: members.index(axis)])
-            return np.arange(start, start + axis.size)
-        if isinstance(axis, Product):
-            unit = np.full(1, -1)
-            for factor in axis.factors:
-                inner = self._unit_of(factor, members)
-                unit = np.maximum(unit[:, None], inner[None]).ravel()
-            return unit
-        return np.concatenate([np.zeros(0, int), *(self._unit_of(piece, members) for piece in axis.pieces)])
+        return units_along(axis, members).reshape(site.features, site.samples)[:, 0]
 
     def _site(self, tensor: str, axis: int) -> Site:
         """The site of a tensor axis: trailing positions that no weight writes are samples."""
@@ -282,7 +287,7 @@ class _Finder:
         pieces = (layout,) if isinstance(layout, Dim | Product) else layout.pieces
         tails = [self._tail(piece) for piece in pieces]
         samples = tails[0].size if tails and all(same(tail, tails[0]) for tail in tails) else 1
-        return Site(tensor, axis, layout.size // samples, samples)
+        return Site(tensor, axis, len(self.structure.axes[tensor]), layout.size // samples, samples)
 
     def _tail(self, piece: Layout) -> Layout:
         """The trailing factors of a product that are positions rather than features."""

@@ -13,6 +13,7 @@ from onnxprune.rules.base import (
     counts,
     dim,
     paired,
+    pinned,
     produced,
     product,
     rule,
@@ -38,6 +39,7 @@ def conv(node: Node) -> Iterator[Fact]:
         yield counts(entry, g)
     if (z := node.optional(3)) is not None:
         yield from paired(z, y)
+    yield from _spatial(x, w, y)
     yield work(*y.axes, *w.axes[1:])
 
 
@@ -55,7 +57,15 @@ def conv_transpose(node: Node) -> Iterator[Fact]:
     yield from _biased(node, y)
     for entry in group:
         yield counts(entry, g)
+    yield from _spatial(x, w, y)
     yield work(*x.axes, *w.axes[1:])
+
+
+def _spatial(x: Tensor, w: Tensor, y: Tensor) -> Iterator[Fact]:
+    for axis in w.axes[2:]:
+        yield pinned(axis, "taps of a kernel")
+    for axis in (*x.axes[2:], *y.axes[2:]):
+        yield pinned(axis, "positions that a kernel slides over")
 
 
 def _biased(node: Node, y: Tensor) -> Iterator[Fact]:

@@ -1,0 +1,345 @@
+"""The command line: each command parses, calls one public function, and writes the result.
+
+Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 failure, 2 usage, 3 a goal or a
+verification missed, 4 nothing to prune.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from onnxprune import __version__
+from onnxprune.errors import OnnxPruneError
+from onnxprune.files import check_output
+from onnxprune.records import CRITERIA
+
+if TYPE_CHECKING:
+    from onnxprune.pipeline import Feeding, Ranking
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Commands(click.Group):
+    """Turns what onnxprune raises on purpose into one line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs a command."""
+        try:
+            return super().invoke(ctx)
+        except OnnxPruneError as error:
+            if ctx.params.get("verbose", 0) > 1:
+                traceback.print_exc()
+            click.echo(f"error: {error}", err=True)
+            sys.exit(error.exit_code)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+@click.option("-q", "--quiet", is_flag=True, help="No progress, no notices.")
+@click.option("-v", "--verbose", count=True, help="More messages; -vv shows where an error came from.")
+def main(quiet: bool, verbose: int) -> None:
+    r"""Make ONNX models smaller and faster by taking out neurons, channels and heads.
+
+    \b
+    Examples:
+      onnxprune inspect model.onnx
+      onnxprune prune model.onnx --ratio 0.4 --data calib.npz -o compact.onnx
+      onnxprune recover compact.onnx --teacher model.onnx --data train.npz -o final.onnx
+      onnxprune compare model.onnx final.onnx --data test.npz
+    """
+    level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
+
+
+class Bar:
+    """Progress on stderr with the remaining time: a bar on a terminal, a line a stage elsewhere, nothing when quiet."""
+
+    def __init__(self) -> None:
+        context = click.get_current_context().find_root()
+        self.quiet = bool(context.params.get("quiet"))
+        self.stage, self.started, self.width = "", 0.0, 0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Shows where the work is."""
+        if self.quiet:
+            return
+        now = time.monotonic()
+        if stage != self.stage or done <= 1:
+            self.close()
+            self.stage, self.started = stage, now
+            if not sys.stderr.isatty():
+                click.echo(f"{stage} ...", err=True)
+        if sys.stderr.isatty():
+            share = f"{done}/{total}" if total > 0 else str(done)
+            left = (now - self.started) / done * (total - done) if done > 1 and total > 0 else 0
+            text = f"{stage} {share}" + (f", {left:.0f} s left" if left >= 1 else "")
+            click.echo("\r" + text.ljust(self.width), nl=False, err=True)
+            self.width = len(text)
+
+    def close(self) -> None:
+        """Ends the line."""
+        if self.width:
+            click.echo("\r" + " " * self.width + "\r", nl=False, err=True)
+            self.width = 0
+
+
+def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator."""
+
+    def decorate(function: F) -> F:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+model_argument = click.argument("model", type=click.Path(path_type=Path))
+as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of tables.")
+force = click.option("--force", is_flag=True, help="Replace files that exist.")
+feeding_options = options(
+    click.option("--data", help="Samples: .npz, .npy, a folder of .npz, or script.py[:function]."),
+    click.option("--samples", default=1024, show_default=True, help="Most samples to calibrate on."),
+    click.option("--batch", default=32, show_default=True, help="Samples in a run."),
+    click.option("--stride", default=1, show_default=True, help="Take every which position of an image or text."),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N, tensorrt or openvino."),
+)
+ranking_options = options(
+    click.option("--criterion", type=click.Choice(CRITERIA), default="spectral", show_default=True),
+    click.option("--reverse", is_flag=True, help="Highest scores first, to put a criterion to the test."),
+    click.option("--k", default=10, show_default=True, help="spectral: nearest neighbours of a unit."),
+    click.option("--edges", type=click.Choice(["unit", "inverse"]), default="unit", help="spectral: edge weights."),
+    click.option("--metric", type=click.Choice(["euclidean", "correlation"]), default="euclidean", help="spectral."),
+    click.option("--eigenpairs", default="10", show_default=True, help="spectral: how many count, or 'all'."),
+    click.option("--ridge", default=1e-3, show_default=True, help="spectral: relative ridge of the output graph."),
+    click.option("--seed", default=0, show_default=True, help="Of everything random."),
+)
+FEEDING = ("samples", "batch", "device", "stride")
+RANKING = ("criterion", "reverse", "k", "edges", "metric", "eigenpairs", "ridge", "seed")
+
+
+def _feeding(values: dict[str, Any]) -> Feeding:
+    from onnxprune.pipeline import Feeding
+
+    for name in ("samples", "batch", "stride"):
+        if values[name] < 1:
+            raise click.BadParameter(f"{values[name]} is too small; give 1 or more.", param_hint=f"--{name}")
+    return Feeding(**{name: values.pop(name) for name in FEEDING})
+
+
+def _ranking(values: dict[str, Any]) -> Ranking:
+    from onnxprune.pipeline import Ranking
+    from onnxprune.spectral import SpectralOptions
+
+    taken = {name: values.pop(name) for name in RANKING}
+    count = taken["eigenpairs"]
+    if count != "all" and not (count.isdigit() and int(count) > 0):
+        raise click.BadParameter(f"'{count}' is neither a number nor 'all'.", param_hint="--eigenpairs")
+    if taken["k"] < 1 or taken["ridge"] <= 0:
+        raise click.BadParameter("must be positive.", param_hint="--k" if taken["k"] < 1 else "--ridge")
+    spectral = SpectralOptions(
+        taken["k"],
+        taken["edges"],
+        taken["metric"],
+        "all" if count == "all" else int(count),
+        taken["ridge"],
+        taken["seed"],
+    )
+    return Ranking(taken["criterion"], spectral, taken["reverse"], taken["seed"])
+
+
+@main.command()
+@model_argument
+@click.option("--data", help="Samples, where sizes of symbolic axes have to come from them.")
+@as_json
+def inspect(model: Path, data: str | None, as_json: bool) -> None:
+    r"""Show what can be pruned, what cannot, and why.
+
+    \b
+    Example:
+      onnxprune inspect model.onnx
+    """
+    from onnxprune import pipeline, report
+
+    units = pipeline.inspect(model, data)
+    click.echo(report.inspection_json(units) if as_json else report.inspection(units))
+
+
+@main.command()
+@model_argument
+@feeding_options
+@ranking_options
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the scores as .npz.")
+@click.option("--moments", type=click.Path(path_type=Path), help="Write the moments of the states as .npz.")
+@force
+@as_json
+def score(
+    model: Path,
+    data: str | None,
+    output: Path | None,
+    moments: Path | None,
+    force: bool,
+    as_json: bool,
+    **values: Any,
+) -> None:
+    r"""Score every unit; low scores go first.
+
+    \b
+    Example:
+      onnxprune score model.onnx --data calib.npz -o scores.npz
+    """
+    from onnxprune import pipeline, report
+
+    for path in filter(None, (output, moments)):
+        check_output(path, force=force)
+    bar = Bar()
+    scored = pipeline.score(model, data, ranking=_ranking(values), feeding=_feeding(values), progress=bar)
+    bar.close()
+    if output:
+        scored.scores.save(output)
+    if moments:
+        scored.moments.save(moments)
+    click.echo(report.scores_json(scored.scores) if as_json else report.scored(scored.units, scored.scores))
+    _note(scored.notes, [path for path in (output, moments) if path])
+
+
+@main.command()
+@model_argument
+@click.option("--ratio", type=float, help="Share of all parameters to remove.")
+@click.option("--macs", type=float, help="Share of the multiply-accumulates that may REMAIN.")
+@click.option("--units", type=float, help="Share of the units of every group to remove.")
+@feeding_options
+@ranking_options
+@click.option("--rounds", default=5, show_default=True, help="Remove in parts, rescoring after each; 1 is one shot.")
+@click.option("--allocation", type=click.Choice(["global", "uniform"]), default="global", show_default=True)
+@click.option("--round-to", type=int, help="Multiple for widths.  [default: 8 for convolutions, else 1]")
+@click.option("--floor", default=0.1, show_default=True, help="Share of its units that each group keeps.")
+@click.option("--only", multiple=True, help="Glob of groups that may lose units; may be given again.")
+@click.option("--skip", multiple=True, help="Glob of groups that may not.")
+@click.option("--refit", is_flag=True, help="Refit the remaining weights in closed form.")
+@click.option("--no-latency", is_flag=True, help="Do not time the models.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The compact model.  [default: NAME.pruned.onnx]")
+@click.option("--plan", type=click.Path(path_type=Path), help="Write what was removed as JSON.")
+@click.option("--dry-run", is_flag=True, help="Do everything but write.")
+@force
+@as_json
+def prune(
+    model: Path,
+    data: str | None,
+    output: Path | None,
+    plan: Path | None,
+    dry_run: bool,
+    force: bool,
+    as_json: bool,
+    **values: Any,
+) -> None:
+    r"""Remove units until a budget is met, prove the result, and write the compact model.
+
+    \b
+    Examples:
+      onnxprune prune model.onnx --ratio 0.4 --data calib.npz -o compact.onnx
+      onnxprune prune model.onnx --macs 0.5 --data calib.npz --criterion variance --refit
+      onnxprune prune model.onnx --units 0.5 --round-to 1 --only 'layer3*' --plan plan.json
+    """
+    from onnxprune import pipeline, report
+    from onnxprune.selection import Budget, Limits
+
+    shares = {"params": values.pop("ratio"), "macs": values.pop("macs"), "units": values.pop("units")}
+    given: list[Any] = [(kind, share) for kind, share in shares.items() if share is not None]
+    if len(given) != 1:
+        raise click.UsageError("give one of --ratio, --macs and --units, such as --ratio 0.4.")
+    output = output or model.with_name(f"{model.stem}.pruned.onnx")
+    for path in filter(None, (output, plan)) if not dry_run else ():
+        check_output(path, force=force)
+    limits = Limits(values["allocation"], values["round_to"], values["floor"], values["only"], values["skip"])
+    method = pipeline.Method(values["rounds"], limits, values["refit"], not values["no_latency"])
+    bar = Bar()
+    pruned = pipeline.prune(
+        model,
+        Budget(*given[0]),
+        data,
+        ranking=_ranking(values),
+        method=method,
+        feeding=_feeding(values),
+        progress=bar,
+    )
+    bar.close()
+    written = []
+    if not dry_run:
+        written.append(pruned.graph.save(output))
+        if plan:
+            pruned.plan.save(plan)
+            written.append(plan)
+    if as_json:
+        click.echo(pruned.report.to_json())
+    else:
+        click.echo(report.groups(pruned.report.groups) + "\n\n" + report.summary(pruned.report))
+    _note((), written)
+
+
+@main.command(name="eval")
+@model_argument
+@click.option("--data", required=True, help="Samples with labels.")
+@click.option("--metric", type=click.Choice(["top1"]), default="top1", show_default=True)
+@click.option("--batch", default=128, show_default=True, help="Samples in a run.")
+@click.option("--device", default="auto", show_default=True)
+@as_json
+def evaluate(model: Path, data: str, metric: str, batch: int, device: str, as_json: bool) -> None:
+    r"""Measure the accuracy of a model.
+
+    \b
+    Example:
+      onnxprune eval final.onnx --data test.npz --metric top1
+    """
+    from onnxprune import pipeline
+
+    bar = Bar()
+    accuracy, samples = pipeline.evaluate(
+        model, data, feeding=pipeline.Feeding(batch=batch, device=device), progress=bar
+    )
+    bar.close()
+    if as_json:
+        click.echo(json.dumps({"schema": "onnxprune.eval/1", "metric": metric, "value": accuracy, "samples": samples}))
+    else:
+        click.echo(f"top-1 {100 * accuracy:.2f} % on {samples:,} samples of {data}")
+
+
+@main.command()
+@click.argument("before", type=click.Path(path_type=Path))
+@click.argument("after", type=click.Path(path_type=Path))
+@click.option("--data", help="Samples, with labels for accuracy.")
+@click.option("--batch", default=1, show_default=True, help="Samples in a timed run.")
+@click.option("--threads", default=0, show_default=True, help="Threads to time with; 0 for all cores.")
+@click.option("--device", default="auto", show_default=True)
+@as_json
+def compare(before: Path, after: Path, data: str | None, batch: int, threads: int, device: str, as_json: bool) -> None:
+    r"""Set two models side by side: size, work, latency in turns, accuracy, agreement.
+
+    \b
+    Example:
+      onnxprune compare model.onnx final.onnx --data test.npz --threads 1
+    """
+    from onnxprune import pipeline, report
+
+    bar = Bar()
+    feeding = pipeline.Feeding(batch=batch, device=device)
+    result = pipeline.compare(before, after, data, feeding=feeding, threads=threads, progress=bar)
+    bar.close()
+    click.echo(result.to_json() if as_json else report.summary(result))
+
+
+def _note(notes: tuple[str, ...], written: list[Path]) -> None:
+    """Says on stderr what was written and what the reader should know."""
+    for note in notes:
+        logging.getLogger(__name__).warning(note)
+    for path in written:
+        logging.getLogger(__name__).warning("wrote %s", path)

@@ -1,0 +1,128 @@
+"""What a model costs and how well it does: parameters, multiply-accumulates, bytes, latency, accuracy, agreement."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from onnxprune.errors import DataError
+from onnxprune.graph import Graph
+from onnxprune.records import Batch, Cost, Latency, Quality
+from onnxprune.runtime import Feeds, Session
+from onnxprune.units import find_units
+
+SECONDS = 4.0
+"""How long two models are timed, warm-up left out."""
+
+
+def cost(graph: Graph, sample: Feeds | None = None) -> Cost:
+    """Parameters, multiply-accumulates for one sample, and bytes when saved.
+
+    Args:
+        graph: the model.
+        sample: an array for each input, where sizes of symbolic axes have to come from data.
+    """
+    parameters, macs = find_units(graph, sample).cost({})
+    return Cost(parameters, macs, stored_bytes(graph))
+
+
+def stored_bytes(graph: Graph) -> int:
+    """Bytes of the saved model, external data included."""
+    return graph.proto().ByteSize()
+
+
+def latency(before: Session, after: Session, feeds: Feeds, *, threads: int = 0, seconds: float = SECONDS) -> Latency:
+    """Times two models in turns.
+
+    Args:
+        before: the original, loaded with `threads` threads.
+        after: the other model, likewise.
+        feeds: one batch.
+        threads: for the record.
+        seconds: how long to go on; at least 10 runs of each are made.
+    """
+    for session in (before, after) * 3:
+        session.run(feeds)
+    times: list[tuple[float, float]] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 10 or (time.perf_counter() < end and len(times) < 1000):
+        times.append((_timed(before, feeds), _timed(after, feeds)))
+    array = np.array(times)  # (runs, 2)
+    low, median, high = np.percentile(array, [10, 50, 90], axis=0)
+    ratio = float(np.median(array[:, 1] / array[:, 0]))
+    batch = next((len(value) for value in feeds.values() if value.ndim), 1)
+    spans = [(float(low[i]), float(median[i]), float(high[i])) for i in (0, 1)]
+    return Latency(after.provider, threads, batch, len(times), spans[0], spans[1], ratio)
+
+
+def _timed(session: Session, feeds: Feeds) -> float:
+    start = time.perf_counter()
+    session.run(feeds)
+    return time.perf_counter() - start
+
+
+def top1(session: Session, batches: Iterable[Batch]) -> tuple[float, int]:
+    """Share of samples whose label is the largest entry of the first output, and the number of samples.
+
+    Raises:
+        DataError: the data have no labels, or the output is not one row of classes a sample.
+    """
+    hits = samples = 0
+    for batch in batches:
+        if batch.labels is None:
+            raise DataError("top-1 accuracy needs labels; add an array 'labels' to the data.")
+        chosen = _classes(session.run(batch.feeds)[0], batch.real)
+        if chosen is None:
+            raise DataError("top-1 accuracy needs a first output of one row of classes a sample; this model has none.")
+        hits += int(np.sum(chosen == np.asarray(batch.labels).ravel()[: batch.real]))
+        samples += batch.real
+    return hits / samples, samples
+
+
+def _classes(output: np.ndarray, real: int) -> np.ndarray | None:
+    """The chosen class of each sample; None where the output is not (samples, classes)."""
+    usable = output.ndim == 2 and output.shape[0] >= real and output.shape[1] > 1 and output.dtype.kind == "f"
+    return output[:real].argmax(axis=1) if usable else None
+
+
+def quality(
+    before: Session,
+    after: Session,
+    batches: Iterable[Batch],
+    *,
+    source: str = "",
+    progress: Callable[[int], None] | None = None,
+) -> Quality:
+    """Compares what two models compute.
+
+    Args:
+        before: the original.
+        after: the other model.
+        batches: samples, with labels where there are any.
+        source: what they are, for the report.
+        progress: called with the samples done.
+    """
+    samples, hits, agreed, difference = 0, np.zeros(2), 0, 0.0
+    labelled = classes = True
+    for batch in batches:
+        outputs = [session.run(batch.feeds) for session in (before, after)]
+        for a, b in zip(*outputs, strict=True):
+            if a.dtype.kind == "f" and a.shape == b.shape:
+                gap = np.abs(a.astype(np.float64) - b)
+                difference = max(difference, float(np.max(gap, initial=0.0)))
+        chosen = [_classes(out[0], batch.real) for out in outputs]
+        samples += batch.real
+        if chosen[0] is None or chosen[1] is None:
+            classes = False
+        else:
+            agreed += int(np.sum(chosen[0] == chosen[1]))
+            if batch.labels is not None:
+                labels = np.asarray(batch.labels).ravel()[: batch.real]
+                hits += [np.sum(choice == labels) for choice in chosen]
+        labelled &= batch.labels is not None
+        if progress:
+            progress(samples)
+    accuracy = (float(hits[0] / samples), float(hits[1] / samples)) if labelled and classes else None
+    return Quality(samples, source, accuracy, agreed / samples if classes else None, difference)

@@ -1,0 +1,180 @@
+"""Calibration: second moments of hidden states, computed inside the graph and summed in float64.
+
+Per site a few nodes are appended: features in front, everything else flattened to samples, one matrix product. Fetched
+are n x n numbers a batch, never the states themselves.
+
+Moments add over batches, so a batch that is filled up to a fixed size is corrected by subtraction: its padding repeats
+its first sample, and a batch of nothing but that sample says what the padding contributed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxprune.errors import DataError
+from onnxprune.graph import Graph
+from onnxprune.records import Moments, Site
+from onnxprune.runtime import Feeds, Session
+
+if TYPE_CHECKING:
+    import onnx
+
+Progress = Callable[[int], None]
+"""Called with the number of samples done so far."""
+
+KINDS = ("second", "total", "low", "high", "shape")
+
+
+def calibrate(
+    graph: Graph,
+    sites: Sequence[Site],
+    batches: Iterable[tuple[Feeds, int]],
+    *,
+    device: str = "auto",
+    stride: int = 1,
+    source: str = "",
+    progress: Progress | None = None,
+) -> Moments:
+    """Runs a model over batches and sums the moments of its states.
+
+    Args:
+        graph: the model.
+        sites: where to record; `features` as in this graph.
+        batches: arrays for each input, and how many of their samples are real; the others repeat the first sample.
+        device: where to run, as in `runtime.Session`.
+        stride: every which position or token counts; 1 takes all.
+        source: what the batches are, for the report.
+        progress: called after each batch.
+
+    Raises:
+        DataError: there are no samples, or the states are not finite.
+        ModelError: ONNX Runtime cannot run the model.
+    """
+    nodes, constants = _nodes(graph, sites, stride)
+    names = [f"{kind}:{site.key}" for site in sites for kind in KINDS]
+    session = Session(graph.message(nodes=nodes, outputs=names, initializers=constants), device=device)
+    sums: dict[str, np.ndarray] = {}
+    done = 0
+    for feeds, real in batches:
+        rows = next(iter(feeds.values())).shape[0]
+        _add(sums, dict(zip(names, session.run(feeds, names), strict=True)), 1.0)
+        if real < rows:
+            padding = {name: np.repeat(array[:1], rows, axis=0) for name, array in feeds.items()}
+            _add(sums, dict(zip(names, session.run(padding, names), strict=True)), (real - rows) / rows)
+        done += real
+        if progress:
+            progress(done)
+    if not done:
+        raise DataError("there are no samples to calibrate on; give --data with at least one.")
+    for site in sites:
+        if not np.isfinite(sums[f"second:{site.key}"]).all():
+            raise DataError(f"the states of tensor '{site.tensor}' are not finite on these data; check their scale.")
+    by_kind = {kind: {site.key: sums[f"{kind}:{site.key}"] for site in sites} for kind in KINDS}
+    count = {key: float(shape[1]) for key, shape in by_kind["shape"].items()}
+    return Moments(count, by_kind["total"], by_kind["second"], by_kind["low"], by_kind["high"], source)
+
+
+def _add(sums: dict[str, np.ndarray], results: Mapping[str, np.ndarray], factor: float) -> None:
+    """Adds one batch; extremes are kept instead of added."""
+    for name, result in results.items():
+        value = result.astype(np.float64)
+        kind = name.split(":", 1)[0]
+        if kind in ("low", "high"):
+            merge = np.minimum if kind == "low" else np.maximum
+            sums[name] = merge(sums[name], value) if name in sums else value
+        else:
+            sums[name] = sums[name] + factor * value if name in sums else factor * value
+
+
+def _nodes(graph: Graph, sites: Sequence[Site], stride: int) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
+    """The nodes that compute the moments of sites, and the constants that they need."""
+    from onnx import TensorProto, helper
+
+    nodes: list[onnx.NodeProto] = []
+    constants: dict[str, np.ndarray] = {"moments.axis": np.array([1]), "moments.zero": np.array([0])}
+    constants |= {"moments.end": np.array([np.iinfo(np.int64).max]), "moments.stride": np.array([stride])}
+    opset = graph.opset()
+
+    def node(op: str, inputs: list[str], output: str, **attrs: Any) -> str:
+        nodes.append(helper.make_node(op, inputs, [output], **attrs))
+        return output
+
+    def reduce(op: str, data: str, output: str) -> None:
+        if opset >= (13 if op == "ReduceSum" else 18):
+            node(op, [data, "moments.axis"], output, keepdims=0)
+        else:
+            node(op, [data], output, axes=[1], keepdims=0)
+
+    for site in sites:
+        states = site.tensor
+        if site.axis:
+            states = node(
+                "Transpose",
+                [states],
+                f"front:{site.key}",
+                perm=[site.axis, *(i for i in range(site.rank) if i != site.axis)],
+            )
+        constants[f"target:{site.key}"] = np.array([site.features, -1])
+        states = node("Reshape", [states, f"target:{site.key}"], f"states:{site.key}")  # (features, samples)
+        if stride > 1:
+            cut = ["moments.zero", "moments.end", "moments.axis", "moments.stride"]
+            states = node("Slice", [states, *cut], f"strided:{site.key}")
+        states = node("Cast", [states], f"single:{site.key}", to=TensorProto.FLOAT)
+        turned = node("Transpose", [states], f"turned:{site.key}", perm=[1, 0])
+        node("MatMul", [states, turned], f"second:{site.key}")
+        reduce("ReduceSum", states, f"total:{site.key}")
+        reduce("ReduceMin", states, f"low:{site.key}")
+        reduce("ReduceMax", states, f"high:{site.key}")
+        node("Shape", [states], f"shape:{site.key}")
+    return nodes, {name: array.astype(np.int64) for name, array in constants.items()}
+
+
+def spread(moments: Moments, keep: Mapping[str, np.ndarray]) -> Moments:
+    """Moments of a compact model in the numbering of the original, zero where features are gone.
+
+    Args:
+        moments: of the compact model.
+        keep: (features,) bool for each site, features as in the original.
+    """
+
+    def vector(key: str, array: np.ndarray) -> np.ndarray:
+        out = np.zeros(len(keep[key]))
+        out[keep[key]] = array
+        return out
+
+    def matrix(key: str, array: np.ndarray) -> np.ndarray:
+        out = np.zeros((len(keep[key]),) * 2)
+        out[np.ix_(keep[key], keep[key])] = array
+        return out
+
+    total, low, high = (
+        {key: vector(key, array) for key, array in table.items()}
+        for table in (moments.total, moments.low, moments.high)
+    )
+    second = {key: matrix(key, array) for key, array in moments.second.items()}
+    return Moments(moments.count, total, second, low, high, moments.source)
+
+
+def merge(parts: Sequence[Moments]) -> Moments:
+    """The moments of all samples together, from several processes or machines.
+
+    Raises:
+        DataError: they are of different models.
+    """
+    first = parts[0]
+    for part in parts[1:]:
+        if {k: v.shape for k, v in part.total.items()} != {k: v.shape for k, v in first.total.items()}:
+            raise DataError("these moments were taken at different tensors; merge only moments of one model.")
+
+    def together(table: str, combine: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> dict[str, np.ndarray]:
+        out = dict(getattr(first, table))
+        for part in parts[1:]:
+            out = {key: combine(value, getattr(part, table)[key]) for key, value in out.items()}
+        return out
+
+    count = {key: sum(part.count[key] for part in parts) for key in first.count}
+    total, second = together("total", np.add), together("second", np.add)
+    return Moments(count, total, second, together("low", np.minimum), together("high", np.maximum), first.source)

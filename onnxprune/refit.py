@@ -1,0 +1,182 @@
+"""Closed-form refit: the weights that read pruned units make up for the missing ones. No labels, no gradients.
+
+A reader with rows W saw the states x of the original model and now sees the states y of the pruned one. The rows V that
+minimise `E |W^T x - V^T y|^2 + ridge |V - W_kept|^2` are `(E[y y^T] + ridge)^-1 (E[y x^T] W + ridge W_kept)`. For a
+convolution that mixes channels tap by tap. Readers are refit in the order of the graph, each from the states that the
+readers before it leave, against the states of the original model, so that errors do not pile up over depth.
+
+Sources: GRAIL, arXiv 2602.23795; the optimal brain surgeon family of ZipLM, OSSCAR and SlimGPT. The paper of the
+spectral criterion has no such step. It can hurt where more than about 60 % of the units of a layer are gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import linalg
+
+from onnxprune.graph import Graph
+from onnxprune.records import Plan, Site, Weight
+from onnxprune.runtime import Feeds, Session
+from onnxprune.units import Units
+
+if TYPE_CHECKING:
+    import onnx
+
+RIDGE = 1e-3
+"""Relative to the mean of the diagonal of the second moments."""
+
+PREFIX = "original:"
+
+Batches = Callable[[], Iterable[tuple[Feeds, int]]]
+"""Gives the calibration batches anew each time it is called."""
+
+Progress = Callable[[int, int], None]
+"""Called with readers done and readers in all."""
+
+
+def refit(
+    units: Units,
+    plan: Plan,
+    compact: Graph,
+    batches: Batches,
+    *,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> tuple[Graph, list[str]]:
+    """Refits every reader of pruned units.
+
+    Args:
+        units: the original model.
+        plan: what was removed.
+        compact: the model without it.
+        batches: calibration samples; padding of the last batch counts as samples here, which only weighs them.
+        device: where to run.
+        progress: called after each reader.
+
+    Returns:
+        The refit model, of the same shapes, and the nodes that were refit.
+    """
+    readers = _readers(units, plan)
+    for i, reader in enumerate(readers):
+        gram, cross = _moments(units, plan, compact, reader.site, batches, device)
+        compact = compact.with_constants({reader.tensor: _solved(units, plan, compact, reader, gram, cross)})
+        if progress:
+            progress(i + 1, len(readers))
+    return compact, [reader.node for reader in readers]
+
+
+def _readers(units: Units, plan: Plan) -> list[Weight]:
+    """The readers that lost something and whose weight is a constant of its own, in the order of the graph."""
+    found: dict[tuple[str, int], Weight] = {}
+    uses: dict[str, set[str]] = {}
+    for group in units.groups.values():
+        for reader in group.readers:
+            uses.setdefault(reader.tensor, set()).add(reader.node)
+            whole = len(reader.unit_of) == reader.site.features * reader.site.samples  # not so in grouped convolutions
+            if whole and reader.axis in plan.initializers.get(reader.tensor, {}):
+                found[reader.tensor, reader.axis] = reader
+    order = {node.name or node.outputs[0].name: i for i, node in enumerate(units.graph.nodes)}
+    own = [r for r in found.values() if r.tensor in units.graph.constants and len(uses[r.tensor]) == 1]
+    return sorted(own, key=lambda reader: order[reader.node])
+
+
+def _kept_features(plan: Plan, site: Site) -> np.ndarray:
+    """The features of a site that are still there: (kept,) int."""
+    kept = plan.activations.get(site.tensor, {}).get(site.axis)
+    positions = np.arange(site.features * site.samples) if kept is None else np.array(kept)
+    return np.unique(positions // site.samples)
+
+
+def _moments(
+    units: Units, plan: Plan, compact: Graph, site: Site, batches: Batches, device: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """E[y y^T] (kept, kept) and E[y x^T] (kept, features), y of the compact model, x of the original."""
+    kept = _kept_features(plan, site)
+    session = Session(_side_by_side(units.graph, compact, site, len(kept)), device=device)
+    gram, cross, count = np.zeros((len(kept),) * 2), np.zeros((len(kept), site.features)), 0.0
+    for feeds, _ in batches():
+        both, mixed, shape = session.run(feeds)
+        gram += both.astype(np.float64)
+        cross += mixed.astype(np.float64)
+        count += float(shape[1])
+    return gram / count, cross / count
+
+
+def _side_by_side(original: Graph, compact: Graph, site: Site, kept: int) -> bytes:
+    """One model of both, up to a site, that gives its moments: states are (features, samples) there."""
+    from onnx import ModelProto, TensorProto, compose, helper, numpy_helper
+
+    model: ModelProto = compact.proto()
+    other: ModelProto = compose.add_prefix(original.proto(), PREFIX, rename_inputs=False)
+    model.graph.node.extend(other.graph.node)
+    model.graph.initializer.extend(other.graph.initializer)
+    del model.graph.output[:]
+    model.graph.ClearField("value_info")
+    for name, features in (("", kept), (PREFIX, site.features)):
+        states = name + site.tensor
+        if site.tensor in original.inputs:
+            states = site.tensor
+        perm = [site.axis, *(i for i in range(site.rank) if i != site.axis)]
+        target = numpy_helper.from_array(np.array([features, -1], np.int64), f"{name}refit.target")
+        model.graph.initializer.append(target)
+        model.graph.node.extend(
+            [
+                helper.make_node("Transpose", [states], [f"{name}refit.front"], perm=perm),
+                helper.make_node("Reshape", [f"{name}refit.front", target.name], [f"{name}refit.flat"]),
+                helper.make_node("Cast", [f"{name}refit.flat"], [f"{name}refit.states"], to=TensorProto.FLOAT),
+                helper.make_node("Transpose", [f"{name}refit.states"], [f"{name}refit.turned"], perm=[1, 0]),
+            ]
+        )
+    model.graph.node.extend(
+        [
+            helper.make_node("MatMul", ["refit.states", "refit.turned"], ["refit.gram"]),
+            helper.make_node("MatMul", ["refit.states", f"{PREFIX}refit.turned"], ["refit.cross"]),
+            helper.make_node("Shape", ["refit.states"], ["refit.shape"]),
+        ]
+    )
+    for name in ("refit.gram", "refit.cross", "refit.shape"):
+        model.graph.output.add(name=name)
+    _drop_unneeded(model)
+    return bytes(model.SerializeToString())
+
+
+def _drop_unneeded(model: onnx.ModelProto) -> None:
+    """Removes the nodes that no output depends on."""
+    needed = {output.name for output in model.graph.output}
+    for i in range(len(model.graph.node) - 1, -1, -1):
+        node = model.graph.node[i]
+        if needed.isdisjoint(node.output):
+            del model.graph.node[i]
+        else:
+            needed.update(node.input)
+
+
+def _solved(
+    units: Units, plan: Plan, compact: Graph, reader: Weight, gram: np.ndarray, cross: np.ndarray
+) -> np.ndarray:
+    """The refit weight, in the shape that it has in the compact model."""
+    old = compact.constants[reader.tensor]
+    target = _selected(units.graph.constants[reader.tensor], plan, reader)
+    rows, now = (_as_rows(weight, reader) for weight in (target, old))
+    ridge = RIDGE * max(float(np.trace(gram)) / len(gram), 1e-300)
+    system = gram + ridge * np.eye(len(gram))
+    new = linalg.solve(system, cross @ rows + ridge * now, assume_a="pos")
+    moved = np.moveaxis(old, reader.axis, 0).shape
+    return np.ascontiguousarray(np.moveaxis(new.reshape(moved), 0, reader.axis)).astype(old.dtype)
+
+
+def _selected(weight: np.ndarray, plan: Plan, reader: Weight) -> np.ndarray:
+    """The original weight without the outputs that are gone, its inputs whole."""
+    for axis, kept in plan.initializers.get(reader.tensor, {}).items():
+        if axis != reader.axis:
+            weight = np.take(weight, kept, axis)
+    return weight
+
+
+def _as_rows(weight: np.ndarray, reader: Weight) -> np.ndarray:
+    """A weight as (features, samples x everything else), in float64."""
+    rows = np.moveaxis(weight, reader.axis, 0).astype(np.float64)
+    return rows.reshape(rows.shape[0] // reader.site.samples, -1)

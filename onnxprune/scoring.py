@@ -1,0 +1,219 @@
+"""Criteria by name: the paper's spectral one, and every baseline, in one signature.
+
+A criterion is a function `Evidence -> (kept units,) scores`, higher means keep. All of them see the same moments, so
+that a comparison says something about the criterion and nothing else.
+
+Sources. spectral: arXiv 2605.18860. wanda: Sun et al., arXiv 2306.11695. variance: the WIFV metric of FLAP, An et al.,
+arXiv 2312.11983. reconstruction: the removal cost of the optimal brain surgeon, Hassibi and Stork 1993.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy import linalg
+
+from onnxprune.errors import PlanError
+from onnxprune.records import CRITERIA, Group, Moments, Scores, States, Weight
+from onnxprune.spectral import SpectralOptions, node_scores, squared_distances
+from onnxprune.units import Units
+
+RIDGE = 1e-3
+"""Ridge of the removal cost, relative to the mean of the diagonal."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a criterion may look at for one group.
+
+    Attributes:
+        group: the group.
+        kept: indices of the units that are still there, n of them.
+        moments: of the current model, features numbered as in the original.
+        weights: values of the weights that read or write the group, as in the original.
+        options: of the spectral criterion.
+        seed: of the random one.
+    """
+
+    group: Group
+    kept: np.ndarray
+    moments: Moments
+    weights: Mapping[str, np.ndarray]
+    options: SpectralOptions
+    seed: int
+
+    @cached_property
+    def post(self) -> tuple[np.ndarray, np.ndarray]:
+        """Second moments and covariances of what the readers contract, sites added up: (n, n) each."""
+        return self._states(self.group.post)
+
+    @cached_property
+    def pre(self) -> tuple[np.ndarray, np.ndarray]:
+        """The same of what enters the first nonlinearity."""
+        return self._states(self.group.pre)
+
+    def _states(self, sides: tuple[States, ...]) -> tuple[np.ndarray, np.ndarray]:
+        gram, covariance = np.zeros((2, len(self.kept), len(self.kept)))
+        for states in sides:
+            site = states.site.key
+            columns, blocks = self._columns(states.unit_of)
+            second = self.moments.second[site][np.ix_(columns, columns)] / self.moments.count[site]
+            mean = self.moments.total[site][columns] / self.moments.count[site]
+            metric = self._metric(len(columns)) if len(columns) > len(self.kept) else 1
+            gram += blocks @ (second * metric) @ blocks.T
+            covariance += blocks @ ((second - np.outer(mean, mean)) * metric) @ blocks.T
+        return gram, covariance
+
+    def _columns(self, unit_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The positions of the kept units, and a (n, positions) indicator of whose they are."""
+        columns = np.flatnonzero(np.isin(unit_of, self.kept))
+        return columns, (unit_of[columns] == self.kept[:, None]).astype(float)
+
+    def _metric(self, size: int) -> np.ndarray:
+        """Inner products of the rows of the first reader: units of several features are compared where they meet."""
+        reader = self.group.readers[0]
+        rows = _rows(self.weights[reader.tensor], reader.axis)[np.isin(reader.unit_of, self.kept)]
+        return rows @ rows.T if len(rows) == size else np.eye(size)
+
+    def writer_norms(self, order: int) -> np.ndarray:
+        """(n,) norms of the weights that write each unit."""
+        return self._norms(self.group.writers, order)
+
+    def reader_norms(self) -> np.ndarray:
+        """(n,) Euclidean norms of the weights that read each unit."""
+        return self._norms(self.group.readers, 2)
+
+    def _norms(self, weights: tuple[Weight, ...], order: int) -> np.ndarray:
+        total = np.zeros(len(self.kept))
+        for weight in weights:
+            columns, blocks = self._columns(weight.unit_of)
+            total += blocks @ np.sum(np.abs(_rows(self.weights[weight.tensor], weight.axis)[columns]) ** order, axis=1)
+        return total ** (1 / order)
+
+
+def _rows(weight: np.ndarray, axis: int) -> np.ndarray:
+    """A weight as (positions of the axis, everything else), in float64."""
+    return np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1).astype(np.float64)
+
+
+def spectral(evidence: Evidence) -> np.ndarray:
+    """Participation in the distortion between the graph before the nonlinearity and the one after it."""
+    pick = int(evidence.options.metric == "correlation")
+    distances = [squared_distances(moments[pick], standardise=bool(pick)) for moments in (evidence.pre, evidence.post)]
+    return node_scores(distances[0], distances[1], evidence.options)
+
+
+def random(evidence: Evidence) -> np.ndarray:
+    """Random numbers that depend on the seed and the name of the group alone."""
+    generator = np.random.default_rng([evidence.seed, zlib.crc32(evidence.group.name.encode())])
+    return generator.random(evidence.group.size)[evidence.kept]
+
+
+def magnitude(evidence: Evidence) -> np.ndarray:
+    """Euclidean norm of the weights that write the unit."""
+    return evidence.writer_norms(2)
+
+
+def magnitude_l1(evidence: Evidence) -> np.ndarray:
+    """Sum of absolute values of the weights that write the unit."""
+    return evidence.writer_norms(1)
+
+
+def activation(evidence: Evidence) -> np.ndarray:
+    """Root mean square of the state that is read."""
+    return np.sqrt(np.maximum(np.diag(evidence.post[0]), 0))
+
+
+def wanda(evidence: Evidence) -> np.ndarray:
+    """Root mean square of the state times the norm of the weights that read it."""
+    return activation(evidence) * evidence.reader_norms()
+
+
+def variance(evidence: Evidence) -> np.ndarray:
+    """Variance of the state times the squared norm of the weights that read it."""
+    return np.maximum(np.diag(evidence.post[1]), 0) * evidence.reader_norms() ** 2
+
+
+def reconstruction(evidence: Evidence) -> np.ndarray:
+    """Squared error of the readers' results when the unit goes and the readers are refit to all other states.
+
+    For a reader with rows w and centred second moment G of all that it reads: |w_j|^2 / ((G + ridge)^-1)_jj.
+    """
+    cost = np.zeros(len(evidence.kept))
+    for reader in evidence.group.readers:
+        site = reader.site
+        count = evidence.moments.count[site.key]
+        mean = evidence.moments.total[site.key] / count
+        gram = evidence.moments.second[site.key] / count - np.outer(mean, mean)
+        alive = np.flatnonzero(
+            np.diag(evidence.moments.second[site.key]) > 0
+        )  # removed and dead features have no states
+        if not len(alive):
+            continue
+        gram = gram[np.ix_(alive, alive)]
+        gram[np.diag_indices_from(gram)] += RIDGE * max(float(np.diag(gram).mean()), 1e-300)
+        inverse = linalg.cho_solve(linalg.cho_factor(gram), np.eye(len(alive)))
+        per_feature = np.zeros(site.features)
+        rows = _rows(evidence.weights[reader.tensor], reader.axis).reshape(site.features, -1)
+        per_feature[alive] = np.sum(rows[alive] ** 2, axis=1) / np.diag(inverse)
+        columns, blocks = evidence._columns(reader.unit_of.reshape(site.features, -1)[:, 0])
+        cost += blocks @ per_feature[columns]
+    return cost
+
+
+_FUNCTIONS: dict[str, Callable[[Evidence], np.ndarray]] = dict(
+    zip(
+        CRITERIA,
+        (spectral, random, magnitude, magnitude_l1, activation, wanda, variance, reconstruction),
+        strict=True,
+    )
+)
+
+
+def score(
+    units: Units,
+    moments: Moments,
+    weights: Mapping[str, np.ndarray],
+    keep: Mapping[str, np.ndarray],
+    *,
+    criterion: str = "spectral",
+    options: SpectralOptions | None = None,
+    reverse: bool = False,
+    seed: int = 0,
+) -> Scores:
+    """Scores every unit that is still there.
+
+    Args:
+        units: the model.
+        moments: of the current model, features numbered as in the original.
+        weights: values of the weights that read or write units.
+        keep: (units,) bool for each group that lost units already.
+        criterion: one of `records.CRITERIA`.
+        options: of the spectral criterion.
+        reverse: whether units with high scores go first, which is how a criterion is put to the test.
+        seed: of the random criterion.
+
+    Returns:
+        Scores of all groups, not negative; NaN for units that are gone.
+
+    Raises:
+        PlanError: there is no such criterion.
+    """
+    if criterion not in CRITERIA:
+        raise PlanError(f"there is no criterion '{criterion}'; use one of {', '.join(CRITERIA)}.")
+    by_group, notes = {}, {}
+    for name, group in units.groups.items():
+        kept = np.flatnonzero(keep.get(name, np.ones(group.size, bool)))
+        evidence = Evidence(group, kept, moments, weights, options or SpectralOptions(), seed)
+        used = criterion
+        if criterion == "spectral" and group.linear:
+            used = "reconstruction"
+            notes[name] = "no nonlinearity between its writers and readers: ranked by reconstruction cost"
+        scores = _FUNCTIONS[used](evidence)
+        by_group[name] = np.full(group.size, np.nan)
+        by_group[name][kept] = scores.max() + scores.min() - scores if reverse else scores
+    return Scores(criterion + (" reversed" if reverse else ""), by_group, notes)
