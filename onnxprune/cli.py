@@ -47,7 +47,7 @@ class Commands(click.Group):
 @click.option("-q", "--quiet", is_flag=True, help="No progress, no notices.")
 @click.option("-v", "--verbose", count=True, help="More messages; -vv shows where an error came from.")
 def main(quiet: bool, verbose: int) -> None:
-    r"""Make ONNX models smaller and faster by taking out neurons, channels and heads.
+    """Make ONNX models smaller and faster by taking out neurons, channels and heads.
 
     \b
     Examples:
@@ -162,7 +162,7 @@ def _ranking(values: dict[str, Any]) -> Ranking:
 @click.option("--data", help="Samples, where sizes of symbolic axes have to come from them.")
 @as_json
 def inspect(model: Path, data: str | None, as_json: bool) -> None:
-    r"""Show what can be pruned, what cannot, and why.
+    """Show what can be pruned, what cannot, and why.
 
     \b
     Example:
@@ -191,7 +191,7 @@ def score(
     as_json: bool,
     **values: Any,
 ) -> None:
-    r"""Score every unit; low scores go first.
+    """Score every unit; low scores go first.
 
     \b
     Example:
@@ -242,7 +242,7 @@ def prune(
     as_json: bool,
     **values: Any,
 ) -> None:
-    r"""Remove units until a budget is met, prove the result, and write the compact model.
+    """Remove units until a budget is met, prove the result, and write the compact model.
 
     \b
     Examples:
@@ -294,7 +294,7 @@ def prune(
 @click.option("--device", default="auto", show_default=True)
 @as_json
 def evaluate(model: Path, data: str, metric: str, batch: int, device: str, as_json: bool) -> None:
-    r"""Measure the accuracy of a model.
+    """Measure the accuracy of a model.
 
     \b
     Example:
@@ -322,7 +322,7 @@ def evaluate(model: Path, data: str, metric: str, batch: int, device: str, as_js
 @click.option("--device", default="auto", show_default=True)
 @as_json
 def compare(before: Path, after: Path, data: str | None, batch: int, threads: int, device: str, as_json: bool) -> None:
-    r"""Set two models side by side: size, work, latency in turns, accuracy, agreement.
+    """Set two models side by side: size, work, latency in turns, accuracy, agreement.
 
     \b
     Example:

@@ -105,8 +105,9 @@ def follow(
     Returns:
         An array of terms for each output, or None when nothing is known.
     """
-    if op == "Shape":
-        return [_shape(*shapes[0], attrs)]
+    if op in ("Shape", "Size"):
+        sizes = _shape(*shapes[0], attrs if op == "Shape" else {})
+        return [sizes if op == "Shape" else _reduce("Mul", operator.mul)({"keepdims": 0}, sizes)]
     rule = _RULES.get(op)
     if rule is None or not inputs or inputs[0] is None:
         return None
@@ -144,13 +145,13 @@ def _shape(name: str, shape: tuple[int, ...], varying: frozenset[int], attrs: Ma
     return _array(entries, (len(entries),))
 
 
-def ints(terms: np.ndarray) -> list[int]:
+def ints(terms: np.ndarray | None) -> list[int]:
     """The values of terms that are the same for all inputs.
 
     Raises:
         ValueError: one is unknown or varies.
     """
-    if not all(is_fixed(term) for term in terms.ravel()):
+    if terms is None or not all(is_fixed(term) for term in terms.ravel()):
         raise ValueError("not the same for all inputs")
     return [int(value_of(term)) for term in terms.ravel()]  # type: ignore[arg-type]
 
@@ -267,7 +268,7 @@ def _reduce(op: str, function: Callable[[Any, Any], float]) -> Callable[..., np.
 _RULES: dict[str, Callable[..., np.ndarray | list[np.ndarray]]] = {
     "Identity": lambda attrs, x: x,
     "Cast": _cast,
-    "Gather": lambda attrs, x, index: x.take(np.reshape(ints(index), index.shape), attrs.get("axis", 0)),
+    "Gather": lambda attrs, x, index: x.take(np.reshape(ints(index), np.shape(index)), attrs.get("axis", 0)),
     "Concat": lambda attrs, *xs: np.concatenate(xs, attrs["axis"]),
     "Slice": _slice,
     "Reshape": _reshape,

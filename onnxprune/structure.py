@@ -59,7 +59,8 @@ class Number:
         place: where it must be written, if the node has it from an input.
         axis: the layout whose positions it counts.
         upto: how many of them, all when None.
-        computed_from: axes from whose sizes the model computes it, so that it may change although it must not.
+        when: axes that make it necessary to write it, although it has the same value: the model computes it from
+            their sizes, or implies it by them.
     """
 
     node: str
@@ -67,7 +68,7 @@ class Number:
     place: sizes.Place | None
     axis: Layout
     upto: int | None
-    computed_from: tuple[Layout, ...] = ()
+    when: tuple[Layout, ...] = ()
 
 
 @dataclass(slots=True)
@@ -286,7 +287,7 @@ class _Inference:
         """The integer of a fact if it has to be written, and whether something had to be pinned for want of a way."""
         entry = fact.entry
         if entry.input is None or not entry.stated:
-            number = Number(node.outputs[0].name, entry, None, fact.axis, fact.upto)
+            number = Number(node.outputs[0].name, entry, None, fact.axis, fact.upto, fact.when)
             return (number if _is_free(fact.axis) or not entry.stated else None), False
         term = self.terms[node.inputs[entry.input].name].ravel()[entry.index]
         sources = self._sources(term)

@@ -108,12 +108,18 @@ def mask(units: Units, plan: Plan) -> onnx.ModelProto:
                 continue
             node.output[i] = hidden = f"{name}:whole"
             shape = [axis.size for axis in units.structure.axes[name]]
-            keep = numpy_helper.from_array(_mask_array(shape, plan.activations[name]), f"{name}:keep")
+            kind = types.get(name, TensorProto.FLOAT)
+            mask = _mask_array(shape, plan.activations[name])
+            if units.graph.opset() < 9:  # Where came with opset 9
+                mask = mask.astype(helper.tensor_dtype_to_np_dtype(kind))
+            keep = numpy_helper.from_array(mask, f"{name}:keep")
             model.graph.initializer.append(keep)
-            if types.get(name) == TensorProto.BOOL:
+            if units.graph.opset() < 9:
+                nodes.append(helper.make_node("Mul", [hidden, keep.name], [name]))
+            elif kind == TensorProto.BOOL:
                 nodes.append(helper.make_node("And", [hidden, keep.name], [name]))
             else:  # not a product, in which 0 x inf would stay
-                zero = helper.make_tensor(f"{name}:zero", types.get(name, TensorProto.FLOAT), [], [0])
+                zero = helper.make_tensor(f"{name}:zero", kind, [], [0])
                 model.graph.initializer.append(zero)
                 nodes.append(helper.make_node("Where", [keep.name, hidden, zero.name], [name]))
     del model.graph.node[:]

@@ -143,12 +143,12 @@ def _written(numbers: Iterable[Number], masks: Mapping[Dim, np.ndarray]) -> Iter
     rows: list[tuple[Number, Written, bool]] = []
     for number in numbers:
         mask = keep_mask(number.axis, masks)
-        before = len(mask) if number.upto is None else number.upto
         after = int(mask[: number.upto].sum())
         entry = number.entry
         constant, index = number.place or ("", entry.index)
         where = -1 if entry.input is None else entry.input
-        changed = before != after or any(not keep_mask(axis, masks).all() for axis in number.computed_from)
+        changed = not mask.all() and after != entry.value  # a position counted from the end moves with the size
+        changed |= any(not keep_mask(axis, masks).all() for axis in number.when)
         rows.append((number, Written(number.node, entry.attr or "", where, constant, index, after), changed))
     stirred = {number.node for number, _, changed in rows if changed}
     for number, written, changed in rows:

@@ -39,7 +39,7 @@ class Net:
     def constant(self, array: np.ndarray, name: str | None = None) -> str:
         """An initializer."""
         name = name or f"c{len(self.initializers)}"
-        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self.initializers.append(numpy_helper.from_array(np.asarray(array), name))
         return name
 
     def weight(self, *shape: int, name: str | None = None) -> str:

@@ -198,11 +198,15 @@ class Untouched:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """An integer is the number of positions of an axis, of its first `upto` ones when given."""
+    """An integer is the number of positions of an axis, of its first `upto` ones when given.
+
+    One that the model does not state must also be written when an axis in `when` changes.
+    """
 
     entry: Entry
     axis: Layout
     upto: int | None = None
+    when: tuple[Layout, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,9 +245,9 @@ def untouched(axis: Layout) -> Fact:
     return Untouched(axis)
 
 
-def counts(entry: Entry, axis: Layout, upto: int | None = None) -> Fact:
+def counts(entry: Entry, axis: Layout, upto: int | None = None, when: tuple[Layout, ...] = ()) -> Fact:
     """States that an integer is the size of an axis, or how many positions come before position `upto`."""
-    return Counts(entry, axis, upto)
+    return Counts(entry, axis, upto, when)
 
 
 def work(*axes: Layout) -> Fact:

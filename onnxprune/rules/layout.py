@@ -77,11 +77,15 @@ def transpose(node: Node) -> Iterator[Fact]:
 
 @rule("Squeeze", linear=True)
 def squeeze(node: Node) -> Iterator[Fact]:
-    """Y lacks axes of size 1."""
+    """Y lacks axes of size 1; where the model leaves open which, they are written down, lest a width of 1 goes too."""
     x, y = node.input(0), node.output
     axes = node.ints("axes", 1)
-    gone = {a % x.rank for a in axes} if axes else {i for i, size in enumerate(x.shape) if size == 1}
+    gone = [a % x.rank for a in axes] if axes else [i for i, size in enumerate(x.shape) if size == 1]
     yield from _aligned([i for i in range(x.rank) if i not in gone], range(y.rank), x, y)
+    if not axes:
+        attr, index = (None, 1) if node.version >= 13 else ("axes", None)
+        for place, axis in enumerate(gone):
+            yield counts(Entry(axis, True, attr, index, place, stated=False), dim(axis), when=x.axes)
 
 
 @rule("Unsqueeze", linear=True)
