@@ -25,6 +25,8 @@ from onnxprune.records import CRITERIA
 if TYPE_CHECKING:
     from onnxprune.pipeline import Feeding, Ranking
 
+log = logging.getLogger(__name__)
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -56,8 +58,9 @@ def main(quiet: bool, verbose: int) -> None:
       onnxprune recover compact.onnx --teacher model.onnx --data train.npz -o final.onnx
       onnxprune compare model.onnx final.onnx --data test.npz
     """
-    level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
+    level = logging.ERROR if quiet else (logging.INFO, logging.DEBUG)[min(verbose, 1)]
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("onnxprune").setLevel(level)
 
 
 class Bar:
@@ -67,6 +70,7 @@ class Bar:
         context = click.get_current_context().find_root()
         self.quiet = bool(context.params.get("quiet"))
         self.stage, self.started, self.width = "", 0.0, 0
+        self.told: set[str] = set()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Shows where the work is."""
@@ -76,7 +80,8 @@ class Bar:
         if stage != self.stage or done <= 1:
             self.close()
             self.stage, self.started = stage, now
-            if not sys.stderr.isatty():
+            if not sys.stderr.isatty() and stage not in self.told:
+                self.told.add(stage)
                 click.echo(f"{stage} ...", err=True)
         if sys.stderr.isatty():
             share = f"{done}/{total}" if total > 0 else str(done)
@@ -286,6 +291,72 @@ def prune(
     _note((), written)
 
 
+@main.command()
+@model_argument
+@click.option("--data", required=True, help="Training samples, with labels if --label-weight is not 0.")
+@click.option("--teacher", type=click.Path(path_type=Path), help="The original, whose outputs are learnt.")
+@click.option("--epochs", default=3, show_default=True)
+@click.option("--batch", default=128, show_default=True, help="Samples in a step.")
+@click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True)
+@click.option("--rate", type=float, help="Peak learning rate.  [default: 0.001 for adamw, 0.05 for sgd]")
+@click.option("--decay", default=1e-4, show_default=True, help="Weight decay.")
+@click.option("--warmup", default=0.1, show_default=True, help="Share of the steps in which the rate rises.")
+@click.option("--clip", default=5.0, show_default=True, help="Largest norm of the gradient.")
+@click.option("--temperature", default=4.0, show_default=True, help="Of distillation on classes.")
+@click.option("--label-weight", default=0.0, show_default=True, help="0 learns from the teacher, 1 from labels alone.")
+@click.option("--loss", type=click.Choice(["auto", "kl", "mse"]), default="auto", show_default=True)
+@click.option("--augment", help="script.py[:function], default augment(arrays, generator) -> arrays.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--save-every", default=200, show_default=True, help="Steps between checkpoints.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Where to keep them.  [default: OUTPUT.ckpt]")
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint of the same run.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The result.  [default: NAME.recovered.onnx]")
+@force
+def recover(
+    model: Path,
+    data: str,
+    teacher: Path | None,
+    augment: str | None,
+    checkpoint: Path | None,
+    resume: bool,
+    device: str,
+    output: Path | None,
+    force: bool,
+    **values: Any,
+) -> None:
+    """Train the weights of a compact model, in PyTorch, and write them back into the same graph.
+
+    \b
+    Examples:
+      onnxprune recover compact.onnx --teacher model.onnx --data train.npz -o final.onnx
+      onnxprune recover compact.onnx --teacher model.onnx --data train.npz --label-weight 0.3 --epochs 10
+      onnxprune recover model.onnx --data train.npz --label-weight 1
+    """
+    from onnxprune import recovery
+
+    output = output or model.with_name(f"{model.stem}.recovered.onnx")
+    checkpoint = checkpoint or output.with_name(output.name + ".ckpt")
+    check_output(output, force=force)
+    check_output(checkpoint, force=True)
+    bar = Bar()
+    graph = recovery.recover(
+        model,
+        data,
+        teacher=teacher,
+        training=recovery.Training(**values),
+        augment=augment,
+        checkpoint=checkpoint,
+        resume=resume,
+        device=device,
+        progress=bar,
+    )
+    bar.close()
+    graph.save(output)
+    checkpoint.unlink(missing_ok=True)
+    _note((), [output])
+
+
 @main.command(name="eval")
 @model_argument
 @click.option("--data", required=True, help="Samples with labels.")
@@ -340,6 +411,6 @@ def compare(before: Path, after: Path, data: str | None, batch: int, threads: in
 def _note(notes: tuple[str, ...], written: list[Path]) -> None:
     """Says on stderr what was written and what the reader should know."""
     for note in notes:
-        logging.getLogger(__name__).warning(note)
+        log.warning(note)
     for path in written:
-        logging.getLogger(__name__).warning("wrote %s", path)
+        log.info("wrote %s", path)

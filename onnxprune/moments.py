@@ -18,6 +18,7 @@ from onnxprune.errors import DataError
 from onnxprune.graph import Graph
 from onnxprune.records import Moments, Site
 from onnxprune.runtime import Feeds, Session
+from onnxprune.states import state_nodes
 
 if TYPE_CHECKING:
     import onnx
@@ -91,7 +92,7 @@ def _add(sums: dict[str, np.ndarray], results: Mapping[str, np.ndarray], factor:
 
 def _nodes(graph: Graph, sites: Sequence[Site], stride: int) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
     """The nodes that compute the moments of sites, and the constants that they need."""
-    from onnx import TensorProto, helper
+    from onnx import helper
 
     nodes: list[onnx.NodeProto] = []
     constants: dict[str, np.ndarray] = {"moments.axis": np.array([1]), "moments.zero": np.array([0])}
@@ -109,20 +110,13 @@ def _nodes(graph: Graph, sites: Sequence[Site], stride: int) -> tuple[list[onnx.
             node(op, [data], output, axes=[1], keepdims=0)
 
     for site in sites:
-        states = site.tensor
-        if site.axis:
-            states = node(
-                "Transpose",
-                [states],
-                f"front:{site.key}",
-                perm=[site.axis, *(i for i in range(site.rank) if i != site.axis)],
-            )
-        constants[f"target:{site.key}"] = np.array([site.features, -1])
-        states = node("Reshape", [states, f"target:{site.key}"], f"states:{site.key}")  # (features, samples)
+        states = f"states:{site.key}"
+        made, needed = state_nodes(site, states, site.tensor)
+        nodes += made
+        constants |= needed
         if stride > 1:
             cut = ["moments.zero", "moments.end", "moments.axis", "moments.stride"]
             states = node("Slice", [states, *cut], f"strided:{site.key}")
-        states = node("Cast", [states], f"single:{site.key}", to=TensorProto.FLOAT)
         turned = node("Transpose", [states], f"turned:{site.key}", perm=[1, 0])
         node("MatMul", [states, turned], f"second:{site.key}")
         reduce("ReduceSum", states, f"total:{site.key}")

@@ -18,12 +18,13 @@ from onnxprune.errors import ModelError, PlanError, VerificationError
 from onnxprune.exact import Exact, find_exact, fold
 from onnxprune.graph import Graph, load
 from onnxprune.moments import calibrate, spread
-from onnxprune.records import CRITERIA, Batch, Cost, GroupRow, Latency, Moments, Plan, Report, Scores, Site
+from onnxprune.records import CRITERIA, Batch, Cost, GroupRow, Latency, Moments, Plan, Report, Scores
 from onnxprune.refit import refit
 from onnxprune.runtime import Session
 from onnxprune.scoring import score as score_units
 from onnxprune.selection import CONVOLUTION_MULTIPLE, Budget, Limits, select
 from onnxprune.spectral import SpectralOptions
+from onnxprune.states import kept_features
 from onnxprune.surgery import TOLERANCE, remove, verify
 from onnxprune.units import Units, find_units
 
@@ -339,7 +340,7 @@ class _Run:
     def calibrate(self, graph: Graph, plan: Plan | None = None) -> Moments:
         """Moments of a model that has lost what a plan says, features numbered as in the original."""
         sites = {s.site.key: s.site for group in self.units.groups.values() for s in (*group.pre, *group.post)}
-        kept = {key: _kept_features(site, plan) for key, site in sites.items()}
+        kept = {key: kept_features(site, plan) for key, site in sites.items()}
         present = [replace(site, features=int(kept[key].sum())) for key, site in sites.items()]
         batches = ((batch.feeds, batch.real) for batch in _counted(self.data, partial(self.progress, "calibration")))
         feeding = self.feeding
@@ -465,11 +466,3 @@ class _Run:
             remarks.append("its units rank above those removed")
         kept = int(keep[name].sum()) if name in keep else group.size
         return GroupRow(name, group.kind, group.size, kept, span, "; ".join(filter(None, remarks)))
-
-
-def _kept_features(site: Site, plan: Plan | None) -> np.ndarray:
-    """The features of a site that a plan keeps: (features,) bool."""
-    positions = plan.activations.get(site.tensor, {}).get(site.axis) if plan else None
-    if positions is None:
-        return np.ones(site.features, bool)
-    return np.isin(np.arange(site.features), np.array(positions) // site.samples)

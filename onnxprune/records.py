@@ -51,15 +51,17 @@ class Site:
         tensor: the tensor.
         axis: the axis that holds the features.
         rank: how many axes the tensor has.
-        features: how many features that axis has; with `samples` they make up its size.
-        samples: positions inside the axis that count as samples, such as the pixels of a flattened feature map.
+        features: how many features that axis has; with `outer` and `inner` they make up its size.
+        outer: positions in front of the features that count as samples, the pixels of a map flattened channels last.
+        inner: positions behind them, the pixels of a map flattened channels first.
     """
 
     tensor: str
     axis: int
     rank: int
     features: int
-    samples: int
+    outer: int = 1
+    inner: int = 1
 
     @property
     def key(self) -> str:

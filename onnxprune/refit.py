@@ -12,6 +12,7 @@ spectral criterion has no such step. It can hurt where more than about 60 % of t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,7 @@ from scipy import linalg
 from onnxprune.graph import Graph
 from onnxprune.records import Plan, Site, Weight
 from onnxprune.runtime import Feeds, Session
+from onnxprune.states import by_feature, kept_features, state_nodes
 from onnxprune.units import Units
 
 if TYPE_CHECKING:
@@ -75,7 +77,8 @@ def _readers(units: Units, plan: Plan) -> list[Weight]:
     for group in units.groups.values():
         for reader in group.readers:
             uses.setdefault(reader.tensor, set()).add(reader.node)
-            whole = len(reader.unit_of) == reader.site.features * reader.site.samples  # not so in grouped convolutions
+            site = reader.site
+            whole = len(reader.unit_of) == site.outer * site.features * site.inner  # not so in grouped convolutions
             if whole and reader.axis in plan.initializers.get(reader.tensor, {}):
                 found[reader.tensor, reader.axis] = reader
     order = {node.name or node.outputs[0].name: i for i, node in enumerate(units.graph.nodes)}
@@ -83,18 +86,11 @@ def _readers(units: Units, plan: Plan) -> list[Weight]:
     return sorted(own, key=lambda reader: order[reader.node])
 
 
-def _kept_features(plan: Plan, site: Site) -> np.ndarray:
-    """The features of a site that are still there: (kept,) int."""
-    kept = plan.activations.get(site.tensor, {}).get(site.axis)
-    positions = np.arange(site.features * site.samples) if kept is None else np.array(kept)
-    return np.unique(positions // site.samples)
-
-
 def _moments(
     units: Units, plan: Plan, compact: Graph, site: Site, batches: Batches, device: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """E[y y^T] (kept, kept) and E[y x^T] (kept, features), y of the compact model, x of the original."""
-    kept = _kept_features(plan, site)
+    kept = np.flatnonzero(kept_features(site, plan))
     session = Session(_side_by_side(units.graph, compact, site, len(kept)), device=device)
     gram, cross, count = np.zeros((len(kept),) * 2), np.zeros((len(kept), site.features)), 0.0
     for feeds, _ in batches():
@@ -107,7 +103,7 @@ def _moments(
 
 def _side_by_side(original: Graph, compact: Graph, site: Site, kept: int) -> bytes:
     """One model of both, up to a site, that gives its moments: states are (features, samples) there."""
-    from onnx import ModelProto, TensorProto, compose, helper, numpy_helper
+    from onnx import ModelProto, compose, helper, numpy_helper
 
     model: ModelProto = compact.proto()
     other: ModelProto = compose.add_prefix(original.proto(), PREFIX, rename_inputs=False)
@@ -116,20 +112,11 @@ def _side_by_side(original: Graph, compact: Graph, site: Site, kept: int) -> byt
     del model.graph.output[:]
     model.graph.ClearField("value_info")
     for name, features in (("", kept), (PREFIX, site.features)):
-        states = name + site.tensor
-        if site.tensor in original.inputs:
-            states = site.tensor
-        perm = [site.axis, *(i for i in range(site.rank) if i != site.axis)]
-        target = numpy_helper.from_array(np.array([features, -1], np.int64), f"{name}refit.target")
-        model.graph.initializer.append(target)
-        model.graph.node.extend(
-            [
-                helper.make_node("Transpose", [states], [f"{name}refit.front"], perm=perm),
-                helper.make_node("Reshape", [f"{name}refit.front", target.name], [f"{name}refit.flat"]),
-                helper.make_node("Cast", [f"{name}refit.flat"], [f"{name}refit.states"], to=TensorProto.FLOAT),
-                helper.make_node("Transpose", [f"{name}refit.states"], [f"{name}refit.turned"], perm=[1, 0]),
-            ]
-        )
+        tensor = site.tensor if site.tensor in original.inputs else name + site.tensor
+        nodes, constants = state_nodes(replace(site, features=features), f"{name}refit.states", tensor)
+        nodes.append(helper.make_node("Transpose", [f"{name}refit.states"], [f"{name}refit.turned"], perm=[1, 0]))
+        model.graph.node.extend(nodes)
+        model.graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in constants.items())
     model.graph.node.extend(
         [
             helper.make_node("MatMul", ["refit.states", "refit.turned"], ["refit.gram"]),
@@ -165,7 +152,10 @@ def _solved(
     system = gram + ridge * np.eye(len(gram))
     new = linalg.solve(system, cross @ rows + ridge * now, assume_a="pos")
     moved = np.moveaxis(old, reader.axis, 0).shape
-    return np.ascontiguousarray(np.moveaxis(new.reshape(moved), 0, reader.axis)).astype(old.dtype)
+    site = reader.site
+    apart = new.reshape(len(gram), site.outer, site.inner, *moved[1:])
+    positions = np.swapaxes(apart, 0, 1).reshape(moved)
+    return np.ascontiguousarray(np.moveaxis(positions, 0, reader.axis)).astype(old.dtype)
 
 
 def _selected(weight: np.ndarray, plan: Plan, reader: Weight) -> np.ndarray:
@@ -177,6 +167,6 @@ def _selected(weight: np.ndarray, plan: Plan, reader: Weight) -> np.ndarray:
 
 
 def _as_rows(weight: np.ndarray, reader: Weight) -> np.ndarray:
-    """A weight as (features, samples x everything else), in float64."""
-    rows = np.moveaxis(weight, reader.axis, 0).astype(np.float64)
-    return rows.reshape(rows.shape[0] // reader.site.samples, -1)
+    """A weight as (features, positions of a feature x everything else), in float64."""
+    arranged = by_feature(np.moveaxis(weight, reader.axis, 0).astype(np.float64), reader.site)
+    return arranged.reshape(len(arranged), -1)

@@ -40,7 +40,13 @@ class Session:
     """
 
     def __init__(
-        self, model: bytes | Path, *, device: str = "auto", optimize: bool = True, threads: int | None = None
+        self,
+        model: bytes | Path,
+        *,
+        device: str = "auto",
+        optimize: bool = True,
+        threads: int | None = None,
+        spin: bool = True,
     ) -> None:
         """Loads a model.
 
@@ -49,6 +55,7 @@ class Session:
             device: "auto", "cpu", "cuda", "cuda:1", "tensorrt" or "openvino".
             optimize: whether ONNX Runtime may fuse and fold.
             threads: intra-op threads; all cores when None.
+            spin: whether idle threads wait busily, which is faster alone and slows PyTorch down beside it.
 
         Raises:
             ModelError: ONNX Runtime cannot load the model.
@@ -63,6 +70,8 @@ class Session:
         if threads:
             options.intra_op_num_threads = threads
             options.inter_op_num_threads = 1
+        if not spin:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         source = model if isinstance(model, bytes) else str(model)
         try:
             self._session = _open(onnxruntime, source, options, device)

@@ -20,6 +20,7 @@ from scipy import linalg
 from onnxprune.errors import PlanError
 from onnxprune.records import CRITERIA, Group, Moments, Scores, States, Weight
 from onnxprune.spectral import SpectralOptions, node_scores, squared_distances
+from onnxprune.states import by_feature
 from onnxprune.units import Units
 
 RIDGE = 1e-3
@@ -158,9 +159,9 @@ def reconstruction(evidence: Evidence) -> np.ndarray:
         gram[np.diag_indices_from(gram)] += RIDGE * max(float(np.diag(gram).mean()), 1e-300)
         inverse = linalg.cho_solve(linalg.cho_factor(gram), np.eye(len(alive)))
         per_feature = np.zeros(site.features)
-        rows = _rows(evidence.weights[reader.tensor], reader.axis).reshape(site.features, -1)
+        rows = by_feature(_rows(evidence.weights[reader.tensor], reader.axis), site).reshape(site.features, -1)
         per_feature[alive] = np.sum(rows[alive] ** 2, axis=1) / np.diag(inverse)
-        columns, blocks = evidence._columns(reader.unit_of.reshape(site.features, -1)[:, 0])
+        columns, blocks = evidence._columns(by_feature(reader.unit_of, site)[:, 0])
         cost += blocks @ per_feature[columns]
     return cost
 

@@ -58,7 +58,8 @@ class Limits:
 
     Attributes:
         allocation: "global" ranks all units together, "uniform" takes the same share of every group.
-        round_to: multiple for the kept width of every group; None is 8 for convolutions and 1 elsewhere.
+        round_to: multiple for the kept width of every group, halved for groups that are no wider than it; None is 8 for
+            convolutions and 1 elsewhere.
         floor: share of its units that each group keeps, one unit at least.
         only: glob patterns of the groups that may lose units; all when empty.
         skip: glob patterns of groups that may not.
@@ -143,16 +144,20 @@ def _pools(units: Units, allowed: Mapping[str, Group], limits: Limits) -> list[P
     axes_of: dict[str, set[frozenset[str]]] = defaultdict(set)
     for axes in units.structure.axes.values():
         for axis in axes:
-            names = frozenset(of_leaf[leaf] for leaf in leaves(axis) if leaf in of_leaf)
-            for name in names:
-                axes_of[name].add(names)
+            here = frozenset(of_leaf[leaf] for leaf in leaves(axis) if leaf in of_leaf)
+            for name in here:
+                axes_of[name].add(here)
     pools: dict[tuple[object, ...], list[str]] = defaultdict(list)
     for name, group in allowed.items():
         pools[frozenset(axes_of[name]), _multiple(group, limits)].append(name)
-    return [
-        Pool(tuple(names), sum(allowed[name].size for name in names), _multiple(allowed[names[0]], limits))
-        for names in pools.values()
-    ]
+    out = []
+    for members in pools.values():
+        names = tuple(members)
+        size, multiple = sum(allowed[name].size for name in names), _multiple(allowed[names[0]], limits)
+        while multiple > 1 and size <= multiple:  # no multiple is left below it: narrow pools take halves
+            multiple = max(multiple // 2, 1)
+        out.append(Pool(names, size, multiple))
+    return out
 
 
 def _multiple(group: Group, limits: Limits) -> int:
@@ -252,6 +257,11 @@ class _Selection:
             if heap and (renewed, pool) > heap[0]:
                 heapq.heappush(heap, (renewed, pool))
                 continue
+            if self._cost(_changed(keep, queues[pool][0], False)) <= target:  # the last one need not save the most
+                heapq.heappush(heap, (renewed, pool))
+                pool = self._cheapest_that_suffices(keep, queues, target)
+                heap = [entry for entry in heap if entry[1] != pool]
+                heapq.heapify(heap)
             taken.append((pool, queues[pool].pop(0)))
             keep = _changed(keep, taken[-1][1], False)
             now = self._cost(keep)
@@ -264,6 +274,15 @@ class _Selection:
             else:
                 settled.add(pool)
         return keep
+
+    def _cheapest_that_suffices(self, keep: Keep, queues: Sequence[list[Step]], target: float) -> int:
+        """The pool whose next step meets the target by itself and is worth the least."""
+        able = [
+            (sum(score for score, _, _ in queue[0]), pool)
+            for pool, queue in enumerate(queues)
+            if queue and self._cost(_changed(keep, queue[0], False)) <= target
+        ]
+        return min(able)[1]
 
     def _steps(self, pool: Pool) -> list[Step]:
         """What a pool may lose, one step after another, so that after each what stays is a multiple."""

@@ -17,12 +17,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxprune.axes import Dim, Extent, Family, Layout, Product, extent, keep_mask, leaves, product, resolve, same
+from onnxprune.axes import (
+    Concat,
+    Dim,
+    Extent,
+    Family,
+    Layout,
+    Product,
+    extent,
+    keep_mask,
+    leaves,
+    product,
+    resolve,
+    same,
+)
 from onnxprune.errors import PlanError
 from onnxprune.graph import Graph
 from onnxprune.observation import observe
 from onnxprune.records import Frozen, Group, Kept, KeptAxis, Plan, Site, States, Weight, Written
 from onnxprune.runtime import Feeds
+from onnxprune.states import by_feature
 from onnxprune.structure import Number, Structure, Use, infer
 
 if TYPE_CHECKING:
@@ -279,23 +293,26 @@ class _Finder:
     def _features_of(self, site: Site, members: list[Dim]) -> np.ndarray:
         """The unit of each feature of a site."""
         axis = self.structure.axes[site.tensor][site.axis]
-        return units_along(axis, members).reshape(site.features, site.samples)[:, 0]
+        return by_feature(units_along(axis, members), site)[:, 0]
 
     def _site(self, tensor: str, axis: int) -> Site:
-        """The site of a tensor axis: trailing positions that no weight writes are samples."""
+        """The site of a tensor axis: positions that no weight writes, in front or behind, are samples."""
         layout = resolve(self.structure.axes[tensor][axis])
-        pieces = (layout,) if isinstance(layout, Dim | Product) else layout.pieces
-        tails = [self._tail(piece) for piece in pieces]
-        samples = tails[0].size if tails and all(same(tail, tails[0]) for tail in tails) else 1
-        return Site(tensor, axis, len(self.structure.axes[tensor]), layout.size // samples, samples)
+        pieces: list[list[Layout]] = [
+            list(piece.factors) if isinstance(piece, Product) else [piece]
+            for piece in (layout.pieces if isinstance(layout, Concat) else (layout,))
+        ]
+        tails = [product(*self._positions(factors[::-1])[::-1]) for factors in pieces]
+        inner = tails[0].size if all(same(tail, tails[0]) for tail in tails) else 1
+        heads = self._positions(pieces[0]) if len(pieces) == 1 else []
+        outer = product(*heads).size
+        rank = len(self.structure.axes[tensor])
+        return Site(tensor, axis, rank, layout.size // (outer * inner), outer, inner)
 
-    def _tail(self, piece: Layout) -> Layout:
-        """The trailing factors of a product that are positions rather than features."""
-        factors = list(piece.factors) if isinstance(piece, Product) else []
-        tail: list[Layout] = []
-        while len(factors) > 1 and not any(self.uses["writes"][leaf] for leaf in leaves(factors[-1])):
-            tail.insert(0, factors.pop())
-        return product(*tail)
+    def _positions(self, factors: list[Layout]) -> list[Layout]:
+        """The first factors of a product that no weight writes; one factor at least is left over."""
+        taken = itertools.takewhile(lambda f: not any(self.uses["writes"][leaf] for leaf in leaves(f)), factors)
+        return list(taken)[: len(factors) - 1]
 
     def _before_nonlinearity(self, use: Use, leaf: Dim) -> list[Site]:
         """The value that enters the first nonlinearity after a weight; nothing when only linear operators follow."""

@@ -11,7 +11,6 @@ from onnx.reference import ReferenceEvaluator
 from onnxprune.graph import Graph
 from onnxprune.records import Plan
 from onnxprune.runtime import Session
-from onnxprune.runtime import Session
 from onnxprune.surgery import mask, remove
 from onnxprune.units import Units, find_units
 

@@ -73,10 +73,41 @@ def read(net: Net, x: str, channels: int) -> Net:
 
 # elementwise ----------------------------------------------------------------------------------------------------------
 
-UNARY = """Abs Asinh Atan Ceil Celu Cos Cosh Elu Erf Exp Floor HardSigmoid HardSwish Identity LeakyRelu Mish Neg Relu
-Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Swish Tan Tanh ThresholdedRelu""".split()
-POSITIVE = "Acosh Log Reciprocal Sqrt".split()
-UNIT = "Acos Asin Atanh".split()
+UNARY = [
+    "Abs",
+    "Asinh",
+    "Atan",
+    "Ceil",
+    "Celu",
+    "Cos",
+    "Cosh",
+    "Elu",
+    "Erf",
+    "Exp",
+    "Floor",
+    "HardSigmoid",
+    "HardSwish",
+    "Identity",
+    "LeakyRelu",
+    "Mish",
+    "Neg",
+    "Relu",
+    "Round",
+    "Selu",
+    "Shrink",
+    "Sigmoid",
+    "Sign",
+    "Sin",
+    "Sinh",
+    "Softplus",
+    "Softsign",
+    "Swish",
+    "Tan",
+    "Tanh",
+    "ThresholdedRelu",
+]
+POSITIVE = ["Acosh", "Log", "Reciprocal", "Sqrt"]
+UNIT = ["Acos", "Asin", "Atanh"]
 NEWEST = {"Swish": 24}
 
 
@@ -393,7 +424,17 @@ def max_pool_indices(draw: Draw) -> tuple[Net, list[int]]:
 # reductions -----------------------------------------------------------------------------------------------------------
 
 
-REDUCTIONS = "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum".split()
+REDUCTIONS = [
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ReduceMax",
+    "ReduceMean",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceSum",
+]
 
 
 def reduced(net: Net, op: str, x: str, axes: list[int], keepdims: int) -> str:

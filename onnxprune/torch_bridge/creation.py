@@ -1,0 +1,81 @@
+"""Operators that make tensors out of numbers and sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from onnxprune.torch_bridge.base import Ints, Number, Tensor, integer, ints, operator
+
+
+@operator(
+    "Constant",
+    lacks=lambda attrs: next((name for name in attrs if name.startswith("sparse") or "string" in name), None),
+)
+def constant(
+    *,
+    value: Tensor | None = None,
+    value_float: float | None = None,
+    value_floats: Sequence[float] | None = None,
+    value_int: int | None = None,
+    value_ints: Sequence[int] | None = None,
+) -> Tensor:
+    """A tensor or numbers from an attribute; those of the main graph are constants already."""
+    if value is not None:
+        return value
+    if value_float is not None or value_floats is not None:
+        return torch.tensor(value_float if value_floats is None else list(value_floats), dtype=torch.float32)
+    return torch.tensor(value_int if value_ints is None else list(value_ints or ()), dtype=torch.int64)
+
+
+@operator("ConstantOfShape")
+def constant_of_shape(shape: Ints, *, value: Tensor | None = None) -> Tensor:
+    """One value everywhere, the sizes given by the input."""
+    if value is None:
+        return torch.zeros(ints(shape))
+    return value.reshape([1] * len(ints(shape))).expand(ints(shape)).contiguous()
+
+
+@operator("Range")
+def range_(start: Tensor, limit: Tensor, delta: Tensor, *, stash_type: int = 1) -> Tensor:
+    """start, start + delta, ... before limit."""
+    first, last, step = start.item(), limit.item(), delta.item()
+    if (last - first) * step <= 0:
+        return start.new_empty(0)
+    return torch.arange(first, last, step, dtype=start.dtype, device=start.device)
+
+
+@operator("Shape", sizes=True)
+def shape(x: Tensor, *, start: int = 0, end: int | None = None) -> Tensor:
+    """The sizes of some axes of X."""
+    return torch.tensor(x.shape[start:end], dtype=torch.int64)
+
+
+@operator("Size", sizes=True)
+def size(x: Tensor) -> Tensor:
+    """The number of elements of X."""
+    return torch.tensor(x.numel(), dtype=torch.int64)
+
+
+@operator("NonZero")
+def non_zero(x: Tensor) -> Tensor:
+    """Y[axis, i] = where on that axis the i-th element other than zero is."""
+    return torch.nonzero(x if x.dim() else x.reshape(1)).T
+
+
+@operator("OneHot")
+def one_hot(indices: Tensor, depth: Number, values: Tensor, *, axis: int = -1) -> Tensor:
+    """values[1] at the index along a new axis, values[0] elsewhere; an index out of range has none."""
+    count = integer(depth)
+    places = indices.to(torch.int64).unsqueeze(axis)
+    places = torch.where(places < 0, places + count, places)
+    steps = torch.arange(count, device=places.device)
+    steps = steps.reshape([-1 if i == axis % places.dim() else 1 for i in range(places.dim())])
+    return torch.where(places == steps, values[1], values[0])
+
+
+@operator("Trilu")
+def trilu(x: Tensor, k: Number = 0, *, upper: int = 1) -> Tensor:
+    """X above or below a diagonal, zeros elsewhere."""
+    return torch.triu(x, integer(k)) if upper else torch.tril(x, integer(k))

@@ -1,0 +1,69 @@
+"""Operators that read or write positions that an index names."""
+
+from __future__ import annotations
+
+import torch
+
+from onnxprune.torch_bridge.base import Index, Table, Tensor, operator
+
+REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
+"""torch's names for what happens to elements that are written more than once."""
+
+
+@operator("Gather")
+def gather(x: Table, indices: Index, *, axis: int = 0) -> Tensor:
+    """Y = X taken at indices along one axis, whose place the axes of the indices take."""
+    if not isinstance(indices, Tensor):
+        return x.select(axis, indices)
+    axis = axis % x.dim()
+    places = positive(indices, x.shape[axis])
+    return x.index_select(axis, places.reshape(-1)).reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+
+
+def positive(indices: Tensor, size: int) -> Tensor:
+    """Indices counted from the front, as torch wants them."""
+    return torch.where(indices < 0, indices + size, indices).to(torch.int64)
+
+
+@operator("GatherElements")
+def gather_elements(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
+    """Y[i, j] = X[indices[i, j], j] for axis 0, and so on."""
+    return torch.gather(x, axis, positive(indices, x.shape[axis]))
+
+
+@operator("GatherND")
+def gather_nd(x: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
+    """Y[b, i] = X[b, indices[b, i]], where the last axis of the indices lists coordinates."""
+    depth = indices.shape[-1]
+    batches = x.shape[:batch_dims]
+    rows = x.reshape(batches.numel(), *x.shape[batch_dims:])
+    places = indices.to(torch.int64).reshape(batches.numel(), -1, depth)
+    batch = torch.arange(batches.numel(), device=x.device).unsqueeze(1)
+    picked = rows[(batch, *places.unbind(-1))]
+    return picked.reshape(*indices.shape[:-1], *x.shape[batch_dims + depth :])
+
+
+@operator("ScatterND")
+def scatter_nd(x: Tensor, indices: Tensor, updates: Tensor, *, reduction: str = "none") -> Tensor:
+    """X with slices replaced, or combined with, updates; the last axis of the indices lists coordinates."""
+    depth = indices.shape[-1]
+    sizes, rest = x.shape[:depth], x.shape[depth:]
+    flat = torch.zeros(indices.shape[:-1], dtype=torch.int64, device=x.device)
+    for axis, size in enumerate(sizes):
+        flat = flat * size + positive(indices[..., axis], size)
+    rows = x.reshape(sizes.numel(), rest.numel())
+    news = updates.reshape(-1, rest.numel()).to(x.dtype)
+    places = flat.reshape(-1, 1).expand_as(news)
+    return _written(rows, 0, places, news, reduction).reshape(x.shape)
+
+
+@operator("ScatterElements", "Scatter")
+def scatter_elements(x: Tensor, indices: Tensor, updates: Tensor, *, axis: int = 0, reduction: str = "none") -> Tensor:
+    """Y = X with Y[indices[i, j], j] = updates[i, j] for axis 0, and so on, replaced or combined."""
+    return _written(x, axis, positive(indices, x.shape[axis]), updates.to(x.dtype), reduction)
+
+
+def _written(x: Tensor, axis: int, places: Tensor, updates: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return x.scatter(axis, places, updates)
+    return x.scatter_reduce(axis, places, updates, REDUCTIONS[reduction])

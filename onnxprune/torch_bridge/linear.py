@@ -1,0 +1,161 @@
+"""Operators that contract their data with a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from onnxprune.torch_bridge.base import MICROSOFT, Matrix, Tensor, Weight, operator
+from onnxprune.torch_bridge.windows import CONV, interleaved, windows
+
+CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+ACTIVATIONS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
+    "": lambda y, alpha, beta: y,
+    "Relu": lambda y, alpha, beta: torch.relu(y),
+    "Sigmoid": lambda y, alpha, beta: torch.sigmoid(y),
+    "Tanh": lambda y, alpha, beta: torch.tanh(y),
+    "LeakyRelu": lambda y, alpha, beta: F.leaky_relu(y, alpha),
+    "Clip": lambda y, alpha, beta: torch.clamp(y, alpha, beta),
+    "HardSigmoid": lambda y, alpha, beta: torch.clamp(alpha * y + beta, 0, 1),
+}
+"""What the fused operators may end in, by ONNX Runtime's name, with its first two parameters."""
+
+
+@operator("Conv")
+def conv(
+    x: Tensor,
+    w: Weight,
+    b: Weight | None = None,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: Sequence[int] | None = None,
+    group: int = 1,
+    kernel_shape: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Tensor:
+    """Y[N,(g,o),..] = sum over i and taps of X[N,(g,i),..] * W[(g,o),i,..] + B[(g,o)]."""
+    places = windows(x, w.shape[2:], strides, dilations, pads, auto_pad)
+    padding = places.before if places.even else (0,) * places.rank
+    data = x if places.even else places.pad(x)
+    return CONV[places.rank](data, w, b, places.strides, padding, places.dilations, group)
+
+
+@operator("ConvTranspose")
+def conv_transpose(
+    x: Tensor,
+    w: Weight,
+    b: Weight | None = None,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: Sequence[int] | None = None,
+    group: int = 1,
+    kernel_shape: Sequence[int] | None = None,
+    output_padding: Sequence[int] | None = None,
+    output_shape: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Tensor:
+    """Y[N,(g,o),..] = sum over i and taps of X[N,(g,i),..] * W[(g,i),o,..] + B[(g,o)], borders cut off."""
+    rank = x.dim() - 2
+    steps, taps = list(strides or [1] * rank), list(dilations or [1] * rank)
+    extra = list(output_padding or [0] * rank)
+    full = [(n - 1) * s + (k - 1) * d + 1 for n, s, k, d in zip(x.shape[2:], steps, w.shape[2:], taps, strict=True)]
+    if output_shape is None and auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+        output_shape = [min(n * s, f + e) for n, s, f, e in zip(x.shape[2:], steps, full, extra, strict=True)]
+    if output_shape is not None:
+        cuts = [n + e - m for n, e, m in zip(full, extra, output_shape[-rank:], strict=True)]
+        front = [max(n // 2 if auto_pad == "SAME_UPPER" else n - n // 2, 0) for n in cuts]
+        back = [n - f for n, f in zip(cuts, front, strict=True)]
+    else:
+        border = list(pads) if pads and auto_pad != "VALID" else [0] * 2 * rank
+        front, back = border[:rank], border[rank:]
+    same = front == back and min(front) >= 0 and all(e < max(s, d) for e, s, d in zip(extra, steps, taps, strict=True))
+    if same:
+        return CONV_TRANSPOSE[rank](x, w, b, steps, front, extra, group, taps)
+    y = CONV_TRANSPOSE[rank](x, w, None, steps, [0] * rank, [0] * rank, group, taps)
+    y = F.pad(y, interleaved([-n for n in front], [e - n for e, n in zip(extra, back, strict=True)]))
+    return y if b is None else y + b.reshape(-1, *[1] * rank)
+
+
+@operator("Gemm")
+def gemm(
+    a: Weight,
+    b: Weight,
+    c: Weight | None = None,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    transA: int = 0,
+    transB: int = 0,
+) -> Tensor:
+    """Y[N,M] = alpha * A[N,K] @ B[K,M] + beta * C; transA and transB swap the stored axes."""
+    a = a.T if transA else a
+    b = b.T if transB else b
+    if c is not None and a.is_floating_point():
+        return torch.addmm(c, a, b, beta=beta, alpha=alpha)
+    y = a @ b if alpha == 1 else alpha * (a @ b)
+    return (y if c is None else y + beta * c).to(a.dtype)
+
+
+@operator("MatMul")
+def mat_mul(a: Matrix, b: Matrix) -> Tensor:
+    """Y[..,N,M] = A[..,N,K] @ B[..,K,M], leading axes broadcast; vectors lack N or M."""
+    return torch.matmul(a, b)
+
+
+@operator("Einsum")
+def einsum(*operands: Matrix, equation: str) -> Tensor:
+    """Einstein's convention: letters that the result lacks are summed over."""
+    return torch.einsum(equation, *operands)
+
+
+def _unknown_activation(attrs: dict[str, Any]) -> str | None:
+    name = attrs.get("activation", "")
+    return None if name in ACTIVATIONS else f"activation {name}"
+
+
+@operator("FusedConv", domain=MICROSOFT, lacks=_unknown_activation)
+def fused_conv(
+    x: Tensor,
+    w: Weight,
+    b: Weight | None = None,
+    z: Tensor | None = None,
+    *,
+    activation: str = "",
+    activation_params: Sequence[float] = (),
+    auto_pad: str = "NOTSET",
+    dilations: Sequence[int] | None = None,
+    group: int = 1,
+    kernel_shape: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Tensor:
+    """Y = activation(Conv(X, W, B) + Z)."""
+    y = conv(x, w, b, auto_pad=auto_pad, dilations=dilations, group=group, pads=pads, strides=strides)
+    alpha, beta = (*activation_params, 0.0, 0.0)[:2]
+    return ACTIVATIONS[activation](y if z is None else y + z, alpha, beta)
+
+
+@operator("FusedGemm", domain=MICROSOFT, lacks=_unknown_activation)
+def fused_gemm(
+    a: Weight,
+    b: Weight,
+    c: Weight | None = None,
+    *,
+    activation: str = "",
+    activation_alpha: float = 0.0,
+    activation_beta: float = 0.0,
+    activation_gamma: float = 0.0,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    transA: int = 0,
+    transB: int = 0,
+) -> Tensor:
+    """Y = activation(Gemm(A, B, C))."""
+    y = gemm(a, b, c, alpha=alpha, beta=beta, transA=transA, transB=transB)
+    return ACTIVATIONS[activation](y, activation_alpha, activation_beta)
