@@ -255,7 +255,8 @@ def from_proto(model: onnx.ModelProto, *, folder: Path | None = None, sha256: st
     constants |= {node.output[0]: array for node in model.graph.node if (array := constant_of(node)) is not None}
     for tensor in model.graph.initializer:
         header = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-        header.doc_string = tensor.doc_string
+        if tensor.HasField("doc_string"):
+            header.doc_string = tensor.doc_string
         header.metadata_props.extend(tensor.metadata_props)
         tensor.CopyFrom(header)
     graph = gs.import_onnx(model)

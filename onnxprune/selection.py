@@ -58,7 +58,7 @@ class Limits:
 
     Attributes:
         allocation: "global" ranks all units together, "uniform" takes the same share of every group.
-        round_to: multiple for the kept width of every group, halved for groups that are no wider than it; None is 8 for
+        round_to: multiple for the kept width of every axis, halved for axes that are no wider than it; None is 8 for
             convolutions and 1 elsewhere.
         floor: share of its units that each group keeps, one unit at least.
         only: glob patterns of the groups that may lose units; all when empty.
@@ -154,7 +154,8 @@ def _pools(units: Units, allowed: Mapping[str, Group], limits: Limits) -> list[P
     for members in pools.values():
         names = tuple(members)
         size, multiple = sum(allowed[name].size for name in names), _multiple(allowed[names[0]], limits)
-        while multiple > 1 and size <= multiple:  # no multiple is left below it: narrow pools take halves
+        widest = max(sum(allowed[name].size for name in here) for here in axes_of[names[0]])
+        while multiple > 1 and widest <= multiple:  # narrow axes take halves, or they could lose nothing
             multiple = max(multiple // 2, 1)
         out.append(Pool(names, size, multiple))
     return out

@@ -203,7 +203,8 @@ class Video(nn.Module):
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv3d(3, 8, 3, padding=1), nn.BatchNorm3d(8), nn.ReLU(), nn.MaxPool3d(2),
-            nn.Conv3d(8, 12, 3, padding=1), nn.InstanceNorm3d(12, affine=True), nn.PReLU(12), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(12, 5),
+            nn.Conv3d(8, 12, 3, padding=1), nn.InstanceNorm3d(12, affine=True), nn.PReLU(12),
+            nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(12, 5),
         )  # fmt: skip
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -96,7 +96,8 @@ def test_equal_factors_are_merged() -> None:
     unify(width, product(heads, rows), WHY)
     unify(other, product(Dim(12), Dim(64)), WHY)
     unify(width, other, WHY)
-    assert list(leaves(width)) == list(leaves(other)) == [heads, rows] or same(width, other)
+    assert same(width, other)
+    assert [leaf.size for leaf in leaves(width)] == [12, 64]
 
 
 def test_products_have_a_common_refinement() -> None:
@@ -121,7 +122,7 @@ def test_concatenations_split_at_all_borders() -> None:
 
 
 def test_a_cut_through_a_row_takes_it_out() -> None:
-    """29 channels interleaved with another 29, cut in the middle: the fifteenth pair is torn, and its parts are tied."""
+    """29 channels interleaved with 29 others, cut in the middle: the fifteenth pair is torn, its parts stay tied."""
     channels, two = Dim(29), Dim(2)
     left, right = split(product(channels, two), 29, WHY)
     assert left.size == right.size == 29

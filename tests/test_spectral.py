@@ -1,4 +1,4 @@
-"""The spectral criterion against closed forms: path, cycle, complete and disconnected graphs, and the identities of s = all."""
+"""The spectral criterion against closed forms: path, cycle, complete and disconnected graphs, identities of s = all."""
 
 from __future__ import annotations
 

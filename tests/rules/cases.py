@@ -1,7 +1,7 @@
 """One small model for every operator that has a rule, in every form that opsets and exporters give it.
 
-A case is a function `draw -> (model, sizes of the groups that must be found)`. The operator stands between a weight that
-writes units and one that reads them, so that it is asked to pass them on, to change them, or to keep them whole.
+A case is a function `draw -> (model, sizes of the groups that must be found)`. The operator stands between a weight
+that writes units and one that reads them, so that it is asked to pass them on, to change them, or to keep them whole.
 """
 
 from __future__ import annotations
