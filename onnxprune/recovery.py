@@ -15,7 +15,7 @@ import io
 import logging
 import math
 import os
-import zipfile
+import pickle
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -286,7 +286,7 @@ class _Run:
             raise DataError(f"there is no checkpoint {self.checkpoint} to resume from; start without --resume.")
         try:
             state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        except (RuntimeError, zipfile.BadZipFile, EOFError, KeyError) as error:
+        except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
             raise DataError(f"{self.checkpoint} is no checkpoint of onnxprune; start without --resume.") from error
         identity = {"model": self.graph.sha256, "samples": len(self.samples), "training": asdict(self.training)}
         if state["identity"] != identity:

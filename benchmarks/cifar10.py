@@ -1,0 +1,72 @@
+"""The CIFAR-10 reference data: images as the reference ResNets want them.
+
+The folder is that of $ONNXPRUNE_DATA, or ../shared/data beside the project. The packing and the source of the images are
+described in the README of that folder.
+"""
+
+from __future__ import annotations
+
+import lzma
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+FOLDER = Path(os.environ.get("ONNXPRUNE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+MEAN = np.array([0.485, 0.456, 0.406], np.float32).reshape(1, 3, 1, 1)
+DEVIATION = np.array([0.229, 0.224, 0.225], np.float32).reshape(1, 3, 1, 1)
+
+
+def model(name: str) -> Path:
+    """The file of a trained network, such as "resnet20_cifar10_bn"; ends the program where there is none."""
+    path = FOLDER / "models" / f"{name}.onnx"
+    if not path.is_file():
+        sys.exit(f"{path} is not here; set ONNXPRUNE_DATA to the folder of the reference data")
+    return path
+
+
+def images(*names: str, count: int | None = None, folder: Path = FOLDER) -> dict[str, np.ndarray]:
+    """Images and labels of some files, such as "test" or "train_0": image (N, 3, 32, 32) float32, label (N,) int64.
+
+    Args:
+        names: the files.
+        count: how many of the first images of each file; all when None.
+        folder: where they are.
+    """
+    parts = [_read(folder / f"cifar10_{name}.npz", count) for name in names]
+    pixels, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return {"image": (pixels.astype(np.float32) / 255 - MEAN) / DEVIATION, "label": labels}
+
+
+def _read(path: Path, count: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Undoes the packing: planes G, R-G, B-G, each pixel as the residual of a median edge prediction, modulo 256."""
+    with np.load(path) as file:
+        labels, packed = file["labels"].astype(np.int64)[:count], lzma.decompress(file["packed"].tobytes())
+    residuals = np.frombuffer(packed, np.uint8).reshape(3, -1, 32, 32)[:, : len(labels)]
+    residuals = np.ascontiguousarray(residuals.transpose(2, 3, 0, 1)).astype(np.int16)  # rows, columns, planes, images
+    planes = np.zeros((33, 33, 3, len(labels)), np.int16)  # one border row and column
+    for i in range(1, 33):
+        for j in range(1, 33):
+            left = planes[i, j - 1] if j > 1 else planes[i - 1, j]
+            upper = planes[i - 1, j] if i > 1 else left
+            corner = planes[i - 1, j - 1] if i > 1 and j > 1 else (left if i == 1 else upper)
+            high, low = np.maximum(left, upper), np.minimum(left, upper)
+            guess = np.where(corner >= high, low, np.where(corner <= low, high, left + upper - corner))
+            value = (residuals[i, j] + guess) & 255
+            planes[i, j] = value
+            planes[i, j, 1:] = ((value[1:] + value[0]) & 255) - value[0]
+    pixels = planes[1:, 1:].copy()
+    pixels[:, :, 1:] += pixels[:, :, :1]
+    return pixels[:, :, [1, 0, 2]].transpose(3, 2, 0, 1).astype(np.uint8), labels
+
+
+def augment(arrays: dict[str, np.ndarray], generator: np.random.Generator) -> dict[str, np.ndarray]:
+    """A crop of 32 x 32 after padding by 4 black pixels, and a flip of every second image, as in the training."""
+    images = arrays["image"]
+    padded = np.broadcast_to(-MEAN / DEVIATION, (len(images), 3, 40, 40)).copy()
+    padded[:, :, 4:36, 4:36] = images
+    rows, columns = generator.integers(0, 9, (2, len(images)))
+    crops = np.lib.stride_tricks.sliding_window_view(padded, (32, 32), (2, 3))[np.arange(len(images)), :, rows, columns]
+    flipped = generator.random(len(images)) < 0.5
+    return {"image": np.where(flipped[:, None, None, None], crops[..., ::-1], crops)}
