@@ -1,7 +1,7 @@
 """The CIFAR-10 reference data: images as the reference ResNets want them.
 
-The folder is that of $ONNXPRUNE_DATA, or ../shared/data beside the project. The packing and the source of the images are
-described in the README of that folder.
+The folder is that of $ONNXPRUNE_DATA, or ../shared/data beside the project; the README there describes how the images
+are packed and where they come from.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _read(path: Path, count: int | None) -> tuple[np.ndarray, np.ndarray]:
             corner = planes[i - 1, j - 1] if i > 1 and j > 1 else (left if i == 1 else upper)
             high, low = np.maximum(left, upper), np.minimum(left, upper)
             guess = np.where(corner >= high, low, np.where(corner <= low, high, left + upper - corner))
-            value = (residuals[i, j] + guess) & 255
+            value = (residuals[i - 1, j - 1] + guess) & 255
             planes[i, j] = value
             planes[i, j, 1:] = ((value[1:] + value[0]) & 255) - value[0]
     pixels = planes[1:, 1:].copy()
