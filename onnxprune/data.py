@@ -14,7 +14,7 @@ import importlib.util
 import logging
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ class Data:
         limit: the most samples to take.
         size: samples in a batch, where the model does not fix it.
         made_up: whether they are random numbers.
+        whole: whether there is one chunk alone, so that it costs little to count the samples.
     """
 
     source: str
@@ -65,6 +66,7 @@ class Data:
     limit: int | None = None
     size: int = BATCH
     made_up: bool = False
+    whole: bool = False
     _noted: set[str] = field(default_factory=set)
 
     def batches(self) -> Iterator[Batch]:
@@ -92,9 +94,17 @@ class Data:
                 feeds = {n: np.concatenate([a, np.repeat(a[:1], size - real, axis=0)]) for n, a in feeds.items()}
             yield Batch(feeds, labels, real)
 
+    @property
+    def total(self) -> int:
+        """How many samples there are, -1 where only reading them all would tell."""
+        if not self.whole:
+            return -1
+        rows = _rows(next(iter(self.chunks())))
+        return rows if self.limit is None else min(rows, self.limit)
+
     def first(self, rows: int) -> Batch:
         """The first samples, fewer when there are no more."""
-        taken = Data(self.source, self.inputs, self.chunks, rows, rows, self.made_up, self._noted)
+        taken = replace(self, limit=rows, size=rows)
         return next(taken.batches())
 
     def _limited(self) -> Iterator[Chunk]:
@@ -200,12 +210,13 @@ def load_data(
     inputs = model_inputs(session)
     if source is None:
         chunks = partial(_synthetic, session, shapes or {}, limit or SYNTHETIC_SAMPLES)
-        return Data("synthetic inputs", inputs, chunks, limit, size, made_up=True)
+        return Data("synthetic inputs", inputs, chunks, limit, size, made_up=True, whole=True)
     if isinstance(source, str | Path):
-        return Data(str(source), inputs, _from_path(str(source), inputs), limit, size)
+        whole = Path(source).is_file() and Path(source).suffix in (".npz", ".npy")
+        return Data(str(source), inputs, _from_path(str(source), inputs), limit, size, whole=whole)
     if isinstance(source, Mapping):
         arrays = {str(name): np.asarray(array) for name, array in source.items()}
-        return Data("the arrays given", inputs, lambda: [_labelled(arrays, inputs)], limit, size)
+        return Data("the arrays given", inputs, lambda: [_labelled(arrays, inputs)], limit, size, whole=True)
     if isinstance(source, Iterable):
         return Data("the samples given", inputs, lambda: (_item(item, inputs) for item in source), limit, size)
     raise DataError(f"data cannot be taken from {type(source).__name__}; give a path, arrays by input, or an iterable.")

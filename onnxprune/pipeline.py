@@ -18,7 +18,7 @@ from onnxprune.errors import ModelError, PlanError, VerificationError
 from onnxprune.exact import Exact, find_exact, fold
 from onnxprune.graph import Graph, load
 from onnxprune.moments import calibrate, spread
-from onnxprune.records import CRITERIA, Batch, Cost, GroupRow, Latency, Moments, Plan, Report, Scores
+from onnxprune.records import CRITERIA, Batch, Cost, GroupRow, Latency, Moments, Plan, Quality, Report, Scores
 from onnxprune.refit import refit
 from onnxprune.runtime import Session
 from onnxprune.scoring import score as score_units
@@ -211,12 +211,21 @@ def prune(
         if step < method.rounds:
             moments = run.calibrate(compact, plan)
     assert first is not None
+    report = Report(run.cost({}, run.graph), run.cost(keep, compact), unrefit=run.quality(compact))
     notes = list(run.notes)
     if method.refit:
         compact, nodes = run.refit(plan, compact)
         run.check_finite(compact)
         notes.append(f"Refit: {len(nodes)} layers were refit in closed form; weights differ from the original's.")
-    report = run.report(compact, keep, first, difference, plan.settings, timed=method.latency, notes=notes)
+        report = replace(report, quality=run.quality(compact))
+    else:
+        report = replace(report, quality=report.unrefit, unrefit=None)
+    if method.latency:
+        timed = run.latency(compact)
+        notes += _slow(timed, method.limits.round_to)
+        report = replace(report, latency=timed)
+    rows = tuple(run.row(name, keep, first) for name in run.units.groups)
+    report = replace(report, groups=rows, settings=plan.settings, verified=difference, notes=tuple(notes))
     return Pruned(compact, replace(plan, merged=run.merged(keep)), report, first)
 
 
@@ -312,11 +321,11 @@ def _quiet(stage: str, done: int, total: int) -> None:
 
 def _counted(data: Data, progress: Callable[[int, int], None]) -> Iterator[Batch]:
     """Batches, with progress after each."""
-    done = 0
+    done, total = 0, data.total
     for batch in data.batches():
         yield batch
         done += batch.real
-        progress(done, data.limit or -1)
+        progress(done, total)
 
 
 class _Run:
@@ -423,36 +432,25 @@ class _Run:
         }
         return {name: twins for name, twins in gone.items() if twins}
 
-    def report(
-        self,
-        compact: Graph,
-        keep: Mapping[str, np.ndarray],
-        scores: Scores,
-        verified: float,
-        settings: Mapping[str, object],
-        *,
-        timed: bool,
-        notes: list[str],
-    ) -> Report:
-        """Before and after, with a row for each group."""
-        after = Session(compact.message(), device=self.feeding.device)
-        latency = measure.latency(self.session, after, self.data.first(1).feeds) if timed else None
-        quality = None
-        if not self.data.made_up:
-            batches = _counted(replace(self.data, size=QUALITY_BATCH), partial(self.progress, "outputs"))
-            quality = measure.quality(self.session, after, batches, source=self.data.source)
-        costs = [
-            Cost(*self.units.cost(masks), measure.stored_bytes(graph))
-            for masks, graph in (({}, self.graph), (keep, compact))
-        ]
-        if latency:
-            limits = settings["limits"]
-            assert isinstance(limits, dict)
-            notes = [*notes, *_slow(latency, limits["round_to"])]
-        rows = tuple(self._row(name, keep, scores) for name in self.units.groups)
-        return Report(costs[0], costs[1], latency, quality, rows, settings, verified, tuple(notes))
+    def cost(self, keep: Mapping[str, np.ndarray], graph: Graph) -> Cost:
+        """What a model weighs that keeps some units."""
+        return Cost(*self.units.cost(keep), measure.stored_bytes(graph))
 
-    def _row(self, name: str, keep: Mapping[str, np.ndarray], scores: Scores) -> GroupRow:
+    def quality(self, compact: Graph) -> Quality | None:
+        """The outputs of a compact model beside those of the original; None where the data are made up."""
+        if self.data.made_up:
+            return None
+        after = Session(compact.message(), device=self.feeding.device)
+        batches = _counted(replace(self.data, size=QUALITY_BATCH), partial(self.progress, "outputs"))
+        return measure.quality(self.session, after, batches, source=self.data.source)
+
+    def latency(self, compact: Graph) -> Latency:
+        """The original and a compact model timed in turns, on one sample."""
+        after = Session(compact.message(), device=self.feeding.device)
+        return measure.latency(self.session, after, self.data.first(1).feeds)
+
+    def row(self, name: str, keep: Mapping[str, np.ndarray], scores: Scores) -> GroupRow:
+        """What happened to a group."""
         group, exact = self.units.groups[name], self.exact.get(name, Exact())
         values = scores.by_group[name][np.isfinite(scores.by_group[name])]
         span = (float(values.min()), float(values.max())) if len(values) else None

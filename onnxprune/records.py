@@ -428,6 +428,7 @@ class Report:
         after: the other model.
         latency: timed in turns; None where it was not.
         quality: on data; None without.
+        unrefit: the same before the refit; None without one.
         groups: what happened to each group; empty when two files are compared.
         settings: how the model was made.
         verified: largest difference of an output from the masked original; None where that was not checked.
@@ -438,6 +439,7 @@ class Report:
     after: Cost
     latency: Latency | None = None
     quality: Quality | None = None
+    unrefit: Quality | None = None
     groups: tuple[GroupRow, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     verified: float | None = None

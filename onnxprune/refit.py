@@ -77,13 +77,22 @@ def _readers(units: Units, plan: Plan) -> list[Weight]:
     for group in units.groups.values():
         for reader in group.readers:
             uses.setdefault(reader.tensor, set()).add(reader.node)
-            site = reader.site
-            whole = len(reader.unit_of) == site.outer * site.features * site.inner  # not so in grouped convolutions
-            if whole and reader.axis in plan.initializers.get(reader.tensor, {}):
+            if not kept_features(reader.site, plan).all():
                 found[reader.tensor, reader.axis] = reader
     order = {node.name or node.outputs[0].name: i for i, node in enumerate(units.graph.nodes)}
     own = [r for r in found.values() if r.tensor in units.graph.constants and len(uses[r.tensor]) == 1]
-    return sorted(own, key=lambda reader: order[reader.node])
+    return sorted((reader for reader in own if _parts(reader)), key=lambda reader: order[reader.node])
+
+
+def _parts(reader: Weight) -> int:
+    """Into how many parts a reader cuts its states, each read by outputs of its own: the groups of a convolution.
+
+    0 where the weight lies in a way that is not known, as in a grouped transposed convolution.
+    """
+    site = reader.site
+    parts, rest = divmod(site.outer * site.features * site.inner, len(reader.unit_of))
+    known = parts == 1 or (reader.op == "Conv" and reader.axis == 1)
+    return parts if known and not rest else 0
 
 
 def _moments(
@@ -147,15 +156,27 @@ def _solved(
     """The refit weight, in the shape that it has in the compact model."""
     old = compact.constants[reader.tensor]
     target = _selected(units.graph.constants[reader.tensor], plan, reader)
-    rows, now = (_as_rows(weight, reader) for weight in (target, old))
+    features = np.flatnonzero(kept_features(reader.site, plan))
+    width = reader.site.features // _parts(reader)
+    parts = sorted(set(features // width))
+    weights = []
+    for part, before, now in zip(parts, np.split(target, len(parts)), np.split(old, len(parts)), strict=True):
+        here = np.flatnonzero(features // width == part)  # of the kept features, those that this part reads
+        whole = np.arange(part * width, (part + 1) * width)
+        weights.append(_least_squares(gram[np.ix_(here, here)], cross[np.ix_(here, whole)], before, now, reader))
+    return np.ascontiguousarray(np.concatenate(weights)).astype(old.dtype)
+
+
+def _least_squares(
+    gram: np.ndarray, cross: np.ndarray, target: np.ndarray, now: np.ndarray, reader: Weight
+) -> np.ndarray:
+    """The ridge solution for one weight, or for one group of it: in the shape of `now`."""
+    rows, current = (_as_rows(weight, reader) for weight in (target, now))
     ridge = RIDGE * max(float(np.trace(gram)) / len(gram), 1e-300)
-    system = gram + ridge * np.eye(len(gram))
-    new = linalg.solve(system, cross @ rows + ridge * now, assume_a="pos")
-    moved = np.moveaxis(old, reader.axis, 0).shape
-    site = reader.site
-    apart = new.reshape(len(gram), site.outer, site.inner, *moved[1:])
-    positions = np.swapaxes(apart, 0, 1).reshape(moved)
-    return np.ascontiguousarray(np.moveaxis(positions, 0, reader.axis)).astype(old.dtype)
+    new = linalg.solve(gram + ridge * np.eye(len(gram)), cross @ rows + ridge * current, assume_a="pos")
+    moved = np.moveaxis(now, reader.axis, 0).shape
+    apart = new.reshape(len(gram), reader.site.outer, reader.site.inner, *moved[1:])
+    return np.moveaxis(np.swapaxes(apart, 0, 1).reshape(moved), 0, reader.axis)
 
 
 def _selected(weight: np.ndarray, plan: Plan, reader: Weight) -> np.ndarray:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 
-from onnxprune.records import Group, GroupRow, Latency, Report, Scores
+from onnxprune.records import Group, GroupRow, Latency, Quality, Report, Scores
 from onnxprune.units import Units
 
 
@@ -56,13 +56,8 @@ def summary(report: Report) -> str:
     if report.latency:
         rows.append(["latency, median", *_milliseconds(report.latency), f"x {report.latency.ratio:.2f}"])
     quality = report.quality
-    if quality and quality.top1:
-        points = f"{100 * (quality.top1[1] - quality.top1[0]):+.2f} points"
-        rows.append(["top-1", percent(quality.top1[0]), percent(quality.top1[1]), points])
-    if quality and quality.agreement is not None:
-        rows.append(["same class as the original", "", percent(quality.agreement), ""])
-    if quality:
-        rows.append(["largest output difference", "", f"{quality.difference:.3g}", ""])
+    for found, how in ((report.unrefit, ", not refit"), (quality, ", refit" if report.unrefit else "")):
+        rows += _outputs(found, how) if found else []
     lines = [table(rows, numbers=(1, 2, 3)), ""]
     if report.latency:
         lines.append(_conditions(report.latency))
@@ -71,6 +66,17 @@ def summary(report: Report) -> str:
     if report.verified is not None:
         lines.append(f"Verified: equal to the masked original, largest difference {report.verified:.1e}.")
     return "\n".join([*lines, *report.notes])
+
+
+def _outputs(quality: Quality, how: str) -> list[list[str]]:
+    """Rows on what the models compute."""
+    rows = [["largest output difference" + how, "", f"{quality.difference:.3g}", ""]]
+    if quality.agreement is not None:
+        rows.insert(0, ["same class as the original" + how, "", percent(quality.agreement), ""])
+    if quality.top1:
+        points = f"{100 * (quality.top1[1] - quality.top1[0]):+.2f} points"
+        rows.insert(0, ["top-1" + how, percent(quality.top1[0]), percent(quality.top1[1]), points])
+    return rows
 
 
 def _milliseconds(latency: Latency) -> list[str]:

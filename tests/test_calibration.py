@@ -260,6 +260,32 @@ def test_constants_reach_a_convolution_without_bias_but_not_through_padding() ->
             remove(folded.graph, folded.plan(both)).message()
 
 
+def test_refit_of_a_grouped_convolution_stays_within_its_groups() -> None:
+    """Each group is a least-squares problem of its own, against numpy."""
+    net = Net()
+    h = net.op("Relu", net.conv(net.input("N", 2, 4, 4), 2, 12))
+    h = net.op("Relu", net.conv(h, 12, 8, group=2))
+    units = find_units(net.output(net.conv(h, 8, 3)).graph())
+    name = next(name for name, group in units.groups.items() if group.size == 6)
+    plan = units.plan({name: np.array([1, 0, 1, 1, 0, 1], bool)})
+    compact = remove(units.graph, plan)
+    x = np.random.default_rng(3).standard_normal((30, 2, 4, 4)).astype("f")
+    better, nodes = refit(units, plan, compact, lambda: batches(x, 30), device="cpu")
+    assert len(nodes) == 1
+    (states,) = tensors(units.graph, [units.graph.nodes[1].outputs[0].name], x)
+    flat = states.transpose(1, 0, 2, 3).reshape(12, -1)
+    (reader,) = units.groups[name].readers
+    w = units.graph.constants[reader.tensor].astype(np.float64)[:, :, 0, 0]  # (8, 6)
+    for part in (0, 1):
+        block, kept = flat[6 * part : 6 * part + 6], [0, 2, 3, 5]
+        gram, cross = block[kept] @ block[kept].T / flat.shape[1], block[kept] @ block.T / flat.shape[1]
+        ridge = 1e-3 * np.trace(gram) / 4
+        mine = w[4 * part : 4 * part + 4]
+        expected = np.linalg.solve(gram + ridge * np.eye(4), cross @ mine.T + ridge * mine[:, kept].T).T
+        found = better.constants[reader.tensor][4 * part : 4 * part + 4, :, 0, 0]
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("make", [dense, lambda: convolutional(False), lambda: convolutional(True)])
 def test_refit_is_least_squares(make) -> None:
     """The refit reader of one layer is the ridge solution, against numpy; errors get smaller."""

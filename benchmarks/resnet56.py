@@ -1,0 +1,75 @@
+"""ResNet-56 at 0.47 of its multiply-accumulates: accuracy before and after recovery, latency on one thread.
+
+    python benchmarks/resnet56.py
+
+takes about an hour on two cores. Widths are multiples of 16, the block of ONNX Runtime's convolutions with AVX-512.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import cifar10
+import numpy as np
+from results import publish, table
+
+import onnxprune
+from onnxprune.measure import latency
+from onnxprune.runtime import Session
+
+
+def main() -> None:
+    """Prunes, measures, recovers, measures again, and writes the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--macs", type=float, default=0.47)
+    parser.add_argument("--criterion", default="variance")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("resnet56.pruned.onnx"))
+    options = parser.parse_args()
+    original = onnxprune.load(cifar10.model("resnet56_cifar10_bn"))
+    calibration, test = cifar10.images("train_0", count=1024), cifar10.images("test")
+    pruned = onnxprune.prune(
+        original,
+        onnxprune.Budget("macs", options.macs),
+        calibration,
+        ranking=onnxprune.Ranking(options.criterion),
+        method=onnxprune.Method(refit=True, latency=False, limits=onnxprune.Limits(round_to=16)),
+    )
+    training = onnxprune.Training(epochs=options.epochs, label_weight=0.3)
+    final = onnxprune.recover(
+        pruned.graph,
+        cifar10.images(*(f"train_{i}" for i in range(5))),
+        teacher=original,
+        training=training,
+        augment=cifar10.augment,
+    )
+    final.save(options.out)
+    before, after = pruned.report.before, pruned.report.after
+    accuracy = [f"{100 * onnxprune.evaluate(graph, test)[0]:.2f} %" for graph in (original, pruned.graph, final)]
+    sessions = [Session(graph.message(), device="cpu", threads=1) for graph in (original, final)]
+    generator = np.random.default_rng(0)
+    timed = [
+        latency(*sessions, {"image": generator.standard_normal((n, 3, 32, 32)).astype("f")}, threads=1, seconds=10)
+        for n in (1, 32)
+    ]
+    macs, parameters = ((getattr(cost, name) for cost in (before, after)) for name in ("macs", "parameters"))
+    rows = [["", "original", "pruned and refit", f"recovered, {options.epochs} epochs"]]
+    rows.append(["top-1 on 10,000 test images", *accuracy])
+    for name, (old, new) in {"multiply-accumulates": macs, "parameters": parameters}.items():
+        rows.append([name, f"{old:,}", f"{new:,}", f"x {new / old:.3f}"])
+    for found in timed:
+        milliseconds = [f"{1e3 * span[1]:.2f} ms" for span in (found.before, found.after)]
+        rows.append([f"latency, batch {found.batch}", milliseconds[0], milliseconds[1], f"x {found.ratio:.3f}"])
+    publish(
+        "resnet56.py",
+        "## ResNet-56 at less than half of its multiply-accumulates",
+        f"`prune --macs {options.macs} --criterion {options.criterion} --refit --round-to 16`, 1,024 calibration "
+        f"images; then `recover` on the 50,000 training images, {options.epochs} epochs, distillation 0.7 and labels "
+        "0.3. Latency: ONNX Runtime, one thread, original and result in turns, median of the ratios.",
+        table(rows),
+    )
+
+
+if __name__ == "__main__":
+    main()
