@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Budget": "selection",
-    "Feeding": "pipeline",
+    "Feeding": "run",
     "Graph": "graph",
     "Limits": "selection",
     "Method": "pipeline",
@@ -25,8 +25,8 @@ _HOME = {
     "OnnxPruneError": "errors",
     "Plan": "records",
     "Pruned": "pipeline",
-    "Ranking": "pipeline",
-    "Report": "records",
+    "Ranking": "run",
+    "Report": "findings",
     "Scored": "pipeline",
     "Scores": "records",
     "SpectralOptions": "spectral",

@@ -9,25 +9,27 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import click
 
 from onnxprune import __version__
 from onnxprune.errors import OnnxPruneError
 from onnxprune.files import check_output
-from onnxprune.records import CRITERIA
-
-if TYPE_CHECKING:
-    from onnxprune.pipeline import Feeding, Ranking
+from onnxprune.terminal import (
+    Bar,
+    as_json,
+    feeding_of,
+    feeding_options,
+    force,
+    model_argument,
+    ranking_of,
+    ranking_options,
+)
 
 log = logging.getLogger(__name__)
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Commands(click.Group):
@@ -61,105 +63,6 @@ def main(quiet: bool, verbose: int) -> None:
     level = logging.ERROR if quiet else (logging.INFO, logging.DEBUG)[min(verbose, 1)]
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("onnxprune").setLevel(level)
-
-
-class Bar:
-    """Progress on stderr with the remaining time: a bar on a terminal, a line a stage elsewhere, nothing when quiet."""
-
-    def __init__(self) -> None:
-        context = click.get_current_context().find_root()
-        self.quiet = bool(context.params.get("quiet"))
-        self.stage, self.started, self.width = "", 0.0, 0
-        self.told: set[str] = set()
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Shows where the work is."""
-        if self.quiet:
-            return
-        now = time.monotonic()
-        if stage != self.stage or done <= 1:
-            self.close()
-            self.stage, self.started = stage, now
-            if not sys.stderr.isatty() and stage not in self.told:
-                self.told.add(stage)
-                click.echo(f"{stage} ...", err=True)
-        if sys.stderr.isatty():
-            share = f"{done}/{total}" if total > 0 else str(done)
-            left = (now - self.started) / done * (total - done) if done > 1 and total > 0 else 0
-            text = f"{stage} {share}" + (f", {left:.0f} s left" if left >= 1 else "")
-            click.echo("\r" + text.ljust(self.width), nl=False, err=True)
-            self.width = len(text)
-
-    def close(self) -> None:
-        """Ends the line."""
-        if self.width:
-            click.echo("\r" + " " * self.width + "\r", nl=False, err=True)
-            self.width = 0
-
-
-def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
-    """Several options as one decorator."""
-
-    def decorate(function: F) -> F:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return decorate
-
-
-model_argument = click.argument("model", type=click.Path(path_type=Path))
-as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of tables.")
-force = click.option("--force", is_flag=True, help="Replace files that exist.")
-feeding_options = options(
-    click.option("--data", help="Samples: .npz, .npy, a folder of .npz, or script.py[:function]."),
-    click.option("--samples", default=1024, show_default=True, help="Most samples to calibrate on."),
-    click.option("--batch", default=32, show_default=True, help="Samples in a run."),
-    click.option("--stride", default=1, show_default=True, help="Take every which position of an image or text."),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N, tensorrt or openvino."),
-)
-ranking_options = options(
-    click.option("--criterion", type=click.Choice(CRITERIA), default="spectral", show_default=True),
-    click.option("--reverse", is_flag=True, help="Highest scores first, to put a criterion to the test."),
-    click.option("--k", default=10, show_default=True, help="spectral: nearest neighbours of a unit."),
-    click.option("--edges", type=click.Choice(["unit", "inverse"]), default="unit", help="spectral: edge weights."),
-    click.option("--metric", type=click.Choice(["euclidean", "correlation"]), default="euclidean", help="spectral."),
-    click.option("--eigenpairs", default="10", show_default=True, help="spectral: how many count, or 'all'."),
-    click.option("--ridge", default=1e-3, show_default=True, help="spectral: relative ridge of the output graph."),
-    click.option("--seed", default=0, show_default=True, help="Of everything random."),
-)
-FEEDING = ("samples", "batch", "device", "stride")
-RANKING = ("criterion", "reverse", "k", "edges", "metric", "eigenpairs", "ridge", "seed")
-
-
-def _feeding(values: dict[str, Any]) -> Feeding:
-    from onnxprune.pipeline import Feeding
-
-    for name in ("samples", "batch", "stride"):
-        if values[name] < 1:
-            raise click.BadParameter(f"{values[name]} is too small; give 1 or more.", param_hint=f"--{name}")
-    return Feeding(**{name: values.pop(name) for name in FEEDING})
-
-
-def _ranking(values: dict[str, Any]) -> Ranking:
-    from onnxprune.pipeline import Ranking
-    from onnxprune.spectral import SpectralOptions
-
-    taken = {name: values.pop(name) for name in RANKING}
-    count = taken["eigenpairs"]
-    if count != "all" and not (count.isdigit() and int(count) > 0):
-        raise click.BadParameter(f"'{count}' is neither a number nor 'all'.", param_hint="--eigenpairs")
-    if taken["k"] < 1 or taken["ridge"] <= 0:
-        raise click.BadParameter("must be positive.", param_hint="--k" if taken["k"] < 1 else "--ridge")
-    spectral = SpectralOptions(
-        taken["k"],
-        taken["edges"],
-        taken["metric"],
-        "all" if count == "all" else int(count),
-        taken["ridge"],
-        taken["seed"],
-    )
-    return Ranking(taken["criterion"], spectral, taken["reverse"], taken["seed"])
 
 
 @main.command()
@@ -207,7 +110,7 @@ def score(
     for path in filter(None, (output, moments)):
         check_output(path, force=force)
     bar = Bar()
-    scored = pipeline.score(model, data, ranking=_ranking(values), feeding=_feeding(values), progress=bar)
+    scored = pipeline.score(model, data, ranking=ranking_of(values), feeding=feeding_of(values), progress=bar)
     bar.close()
     if output:
         scored.scores.save(output)
@@ -272,9 +175,9 @@ def prune(
         model,
         Budget(*given[0]),
         data,
-        ranking=_ranking(values),
+        ranking=ranking_of(values),
         method=method,
-        feeding=_feeding(values),
+        feeding=feeding_of(values),
         progress=bar,
     )
     bar.close()
@@ -371,12 +274,10 @@ def evaluate(model: Path, data: str, metric: str, batch: int, device: str, as_js
     Example:
       onnxprune eval final.onnx --data test.npz --metric top1
     """
-    from onnxprune import pipeline
+    from onnxprune import pipeline, run
 
     bar = Bar()
-    accuracy, samples = pipeline.evaluate(
-        model, data, feeding=pipeline.Feeding(batch=batch, device=device), progress=bar
-    )
+    accuracy, samples = pipeline.evaluate(model, data, feeding=run.Feeding(batch=batch, device=device), progress=bar)
     bar.close()
     if as_json:
         click.echo(json.dumps({"schema": "onnxprune.eval/1", "metric": metric, "value": accuracy, "samples": samples}))
@@ -399,10 +300,10 @@ def compare(before: Path, after: Path, data: str | None, batch: int, threads: in
     Example:
       onnxprune compare model.onnx final.onnx --data test.npz --threads 1
     """
-    from onnxprune import pipeline, report
+    from onnxprune import pipeline, report, run
 
     bar = Bar()
-    feeding = pipeline.Feeding(batch=batch, device=device)
+    feeding = run.Feeding(batch=batch, device=device)
     result = pipeline.compare(before, after, data, feeding=feeding, threads=threads, progress=bar)
     bar.close()
     click.echo(result.to_json() if as_json else report.summary(result))

@@ -15,12 +15,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onnxprune.errors import ModelError
 from onnxprune.files import replacing
+from onnxprune.writing import constant_of, export, fill, refer
 
 if TYPE_CHECKING:
     import onnx
@@ -158,10 +159,10 @@ class Graph:
         """
         if self.nbytes > INLINE_LIMIT:
             raise ModelError(f"{self.nbytes / 1e9:.1f} GB of weights do not fit into one message; save to a file.")
-        model, arrays = _export(self)
+        model, arrays = export(self.gs, self.source, self.constants, self.copies)
         for tensor in model.graph.initializer:
             if tensor.name in arrays:
-                _fill(tensor, arrays[tensor.name])
+                fill(tensor, arrays[tensor.name])
         return model
 
     def message(
@@ -196,15 +197,15 @@ class Graph:
             return path
         data = path.with_name(path.name + ".data")
         with replacing(data, path) as (weights, file):
-            model, arrays = _export(self)
+            model, arrays = export(self.gs, self.source, self.constants, self.copies)
             for tensor in model.graph.initializer:
                 array = arrays.get(tensor.name, np.zeros(0))
                 if array.nbytes >= EXTERNAL_MINIMUM:
                     weights.write(b"\0" * (-weights.tell() % 4096))  # page-aligned, so that runtimes can map it
-                    _refer(tensor, data.name, weights.tell(), array.nbytes)
+                    refer(tensor, data.name, weights.tell(), array.nbytes)
                     np.ascontiguousarray(array).tofile(weights)
                 elif tensor.name in arrays:
-                    _fill(tensor, array)
+                    fill(tensor, array)
             file.write(model.SerializeToString(deterministic=True))
         return path
 
@@ -271,20 +272,6 @@ def from_proto(model: onnx.ModelProto, *, folder: Path | None = None, sha256: st
     copies = _unshare(graph, constants, captured=captured_names(model.graph))
     constants |= {copy: constants[origin] for copy, origin in copies.items()}
     return Graph(graph, model, constants, copies, external=external, sha256=sha256)
-
-
-def constant_of(node: onnx.NodeProto) -> np.ndarray | None:
-    """The value of a `Constant` node; None for other nodes, strings and sparse values."""
-    from onnx import helper, numpy_helper
-
-    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or len(node.attribute) != 1:
-        return None
-    attribute = node.attribute[0]
-    value: Any = helper.get_attribute_value(attribute)
-    if attribute.name == "value":
-        return np.array(numpy_helper.to_array(value))
-    kinds = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
-    return np.array(value, kinds[attribute.name]) if attribute.name in kinds else None
 
 
 def captured_names(graph: onnx.GraphProto) -> set[str]:
@@ -356,112 +343,3 @@ def _unshare(graph: gs.Graph, constants: Mapping[str, np.ndarray], captured: set
 
 def _places(node: gs.Node, tensor: gs.Tensor) -> list[int]:
     return [i for i, x in enumerate(node.inputs) if x is tensor]
-
-
-def _merged(graph: Graph) -> dict[str, str]:
-    """The copies that are equal to their origin or to an earlier copy of it, and what to write in their place."""
-    kept: dict[str, list[str]] = {}
-    merged = {}
-    for copy, origin in graph.copies.items():
-        array = graph.constants[copy]
-        for other in kept.setdefault(origin, [origin]):
-            if array is graph.constants[other] or _identical(array, graph.constants[other]):
-                merged[copy] = other
-                break
-        else:
-            kept[origin].append(copy)
-    return merged
-
-
-def _identical(a: np.ndarray, b: np.ndarray) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
-
-
-def _export(graph: Graph) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
-    """The model without the data of its initializers, and those data by name."""
-    import onnx
-
-    merged = _merged(graph)
-    used = {tensor.name for node in graph.gs.nodes for tensor in node.inputs}
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.source)
-    declared = {tensor.name: tensor for tensor in model.graph.initializer}
-    arrays = {name: graph.constants[name] for name in declared if name in graph.constants}
-    from_nodes = {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
-    for name in graph.constants:
-        if name in used and not {name} & {*merged, *declared, *from_nodes}:
-            arrays[name] = graph.constants[name]
-            declared[name] = model.graph.initializer.add(name=name)
-            if model.ir_version < 4:  # there every initializer must be an input too
-                model.graph.input.add(name=name)
-    for name, array in arrays.items():
-        declared[name].data_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-        declared[name].dims[:] = array.shape
-    for value in (*model.graph.input, *model.graph.value_info):
-        if value.name in arrays:
-            array = arrays[value.name]
-            value.type.tensor_type.elem_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-            if list(array.shape) != [size.dim_value for size in value.type.tensor_type.shape.dim]:
-                value.type.tensor_type.shape.CopyFrom(
-                    onnx.TensorShapeProto(dim=[onnx.TensorShapeProto.Dimension(dim_value=n) for n in array.shape])
-                )
-    _write_nodes(model, graph, merged)
-    alive = {name for node in model.graph.node for name in node.output} | {*graph.inputs, *arrays}
-    known = [info for info in model.graph.value_info if info.name in alive]
-    del model.graph.value_info[:]
-    model.graph.value_info.extend(known)
-    return model, arrays
-
-
-def _write_nodes(model: onnx.ModelProto, graph: Graph, merged: Mapping[str, str]) -> None:
-    """Brings the source's nodes up to date: constants, inputs and attributes that surgery changed, dead nodes gone."""
-    from onnx import numpy_helper
-
-    living = {tuple(tensor.name for tensor in node.outputs): node for node in graph.gs.nodes}
-    for i in range(len(model.graph.node) - 1, -1, -1):
-        proto = model.graph.node[i]
-        original = constant_of(proto)
-        if original is not None:
-            array = graph.constants[proto.output[0]]
-            if not _identical(array, original):
-                del proto.attribute[:]
-                proto.attribute.add(name="value", t=numpy_helper.from_array(array), type=4)  # 4 is TENSOR
-        elif (node := living.get(tuple(proto.output))) is None:
-            del model.graph.node[i]
-        else:
-            proto.input[:] = [merged.get(tensor.name, tensor.name) for tensor in node.inputs]
-            _write_attributes(proto, node.attrs)
-
-
-def _write_attributes(proto: onnx.NodeProto, attrs: Mapping[str, Any]) -> None:
-    """Surgery changes, adds and drops integers only; every other attribute stays as it was read."""
-    import onnx
-
-    integers = {onnx.AttributeProto.INT, onnx.AttributeProto.INTS}
-    before = {a.name: a for a in proto.attribute}
-    for name, attribute in before.items():
-        if attribute.type in integers and attrs.get(name) != onnx.helper.get_attribute_value(attribute):
-            proto.attribute.remove(attribute)
-    present = {a.name for a in proto.attribute}
-    for name, value in attrs.items():
-        integral = isinstance(value, int) or (isinstance(value, list) and value and isinstance(value[0], int))
-        if name not in present and integral:
-            proto.attribute.append(onnx.helper.make_attribute(name, value))
-
-
-def _fill(tensor: onnx.TensorProto, array: np.ndarray) -> None:
-    """Writes an array into a tensor whose name, type and shape are set."""
-    from onnx import numpy_helper
-
-    data = numpy_helper.from_array(array)
-    if data.string_data:
-        tensor.string_data.extend(data.string_data)
-    else:
-        tensor.raw_data = data.raw_data
-
-
-def _refer(tensor: onnx.TensorProto, location: str, offset: int, length: int) -> None:
-    """Says in a tensor that its data lie in another file."""
-    tensor.data_location = tensor.EXTERNAL
-    for key, value in {"location": location, "offset": offset, "length": length}.items():
-        tensor.external_data.add(key=key, value=str(value))

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from onnxprune.errors import DataError
+from onnxprune.findings import Cost, Latency, Quality
 from onnxprune.graph import Graph
-from onnxprune.records import Batch, Cost, Latency, Quality
+from onnxprune.records import Batch
 from onnxprune.runtime import Feeds, Session
 from onnxprune.units import find_units
 

@@ -6,7 +6,8 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 
-from onnxprune.records import Group, GroupRow, Latency, Quality, Report, Scores
+from onnxprune.findings import GroupRow, Latency, Quality, Report
+from onnxprune.records import Group, Scores
 from onnxprune.units import Units
 
 

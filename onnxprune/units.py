@@ -10,7 +10,7 @@ groups, but only one is pruned unless the other is asked for by name: the wider 
 from __future__ import annotations
 
 import itertools
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -20,17 +20,16 @@ import numpy as np
 from onnxprune.axes import (
     Concat,
     Dim,
-    Extent,
     Family,
     Layout,
     Product,
-    extent,
     keep_mask,
     leaves,
     product,
     resolve,
     same,
 )
+from onnxprune.costs import Costs, evaluate, polynomial
 from onnxprune.errors import PlanError
 from onnxprune.graph import Graph
 from onnxprune.observation import observe
@@ -41,22 +40,6 @@ from onnxprune.structure import Number, Structure, Use, infer
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
-
-Polynomial = tuple[tuple[int, tuple[int, ...]], ...]
-"""Coefficients and, for each, the leaves whose kept counts it is multiplied by, as indices."""
-
-
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """Parameters and multiply-accumulates of the model as functions of how many positions each leaf keeps.
-
-    Attributes:
-        params: floating-point elements of all constants.
-        macs: multiply-accumulates for one sample.
-    """
-
-    params: Polynomial
-    macs: Polynomial
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +73,7 @@ class Units:
             keep: (units,) bool for each group that loses units.
         """
         counts = np.array([mask.sum() for mask in self._masks({**self.whole(), **keep}).values()], float)
-        params, macs = (
-            round(sum(c * float(np.prod(counts[list(which)])) for c, which in terms))
-            for terms in (self.costs.params, self.costs.macs)
-        )
-        return params, macs // max(self.structure.batch, 1)
+        return evaluate(self.costs.params, counts), evaluate(self.costs.macs, counts) // max(self.structure.batch, 1)
 
     def _masks(self, keep: Mapping[str, np.ndarray]) -> dict[Dim, np.ndarray]:
         """Keep-masks of leaves from keep-masks of groups, in the order of the cost polynomials."""
@@ -240,7 +219,7 @@ class _Finder:
             self.structure,
             groups,
             tuple(self._kept(set(of_leaf))),
-            Costs(self._params(order), self._macs(order)),
+            Costs(polynomial(self._parameters(), order), polynomial(self.structure.work.values(), order)),
             {name: tuple(members) for name, members in names.items()},
         )
 
@@ -377,19 +356,12 @@ class _Finder:
             return Kept("no weight of the model writes it", "")
         return Kept("no weight of the model reads it" if not self.uses["reads"][leaf] else "it is one unit", "")
 
-    def _params(self, order: Mapping[Dim, int]) -> Polynomial:
+    def _parameters(self) -> Iterator[tuple[Layout, ...]]:
+        """The axes of every constant that holds floating-point numbers; copies are stored once."""
         graph = self.structure.graph
-        return _polynomial(
-            (
-                self.structure.axes[name]
-                for name, array in graph.constants.items()
-                if array.dtype.kind not in "biuSUO" and array.ndim and name not in graph.copies
-            ),
-            order,
-        )
-
-    def _macs(self, order: Mapping[Dim, int]) -> Polynomial:
-        return _polynomial(self.structure.work.values(), order)
+        for name, array in graph.constants.items():
+            if array.dtype.kind not in "biuSUO" and array.ndim and name not in graph.copies:
+                yield self.structure.axes[name]
 
 
 def _overlaps(layout: Layout) -> Iterator[tuple[Dim, Dim]]:
@@ -401,12 +373,3 @@ def _overlaps(layout: Layout) -> Iterator[tuple[Dim, Dim]]:
         yield from _overlaps(part)
         for other in parts[i + 1 :] if isinstance(layout, Product) else ():
             yield from itertools.product(leaves(part), leaves(other))
-
-
-def _polynomial(tensors: Iterable[tuple[Layout, ...]], order: Mapping[Dim, int]) -> Polynomial:
-    """The sum over tensors of the product of their sizes, in the kept counts of the leaves of `order`."""
-    place = {id(leaf): i for leaf, i in order.items()}
-    total: Extent = Counter()
-    for axes in tensors:
-        total.update(extent(product(*axes), order))
-    return tuple((count, tuple(place[key] for key in which)) for which, count in total.items())

@@ -11,8 +11,9 @@ from builders import Net
 
 from onnxprune import measure, report
 from onnxprune.errors import DataError
+from onnxprune.findings import Cost, Latency, Quality, Report
 from onnxprune.pipeline import Method, prune
-from onnxprune.records import Batch, Cost, Latency, Quality, Report
+from onnxprune.records import Batch
 from onnxprune.runtime import Session
 from onnxprune.selection import Budget
 

@@ -1,0 +1,229 @@
+"""One model with its units and its data, and the steps that the commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from onnxprune import measure
+from onnxprune.data import Data, load_data
+from onnxprune.errors import PlanError, VerificationError
+from onnxprune.exact import Exact, find_exact, fold
+from onnxprune.findings import Cost, GroupRow, Latency, Quality
+from onnxprune.graph import Graph, load
+from onnxprune.moments import calibrate, spread
+from onnxprune.records import CRITERIA, Batch, Moments, Plan, Scores
+from onnxprune.refit import refit
+from onnxprune.runtime import Session
+from onnxprune.scoring import score as score_units
+from onnxprune.spectral import SpectralOptions
+from onnxprune.states import kept_features
+from onnxprune.surgery import TOLERANCE
+from onnxprune.units import find_units
+
+Progress = Callable[[str, int, int], None]
+"""Called with the stage, what is done of it, and how much there is, -1 when not known."""
+
+PROOF_SAMPLES = 8
+"""Samples on which the compact model is compared with the masked original."""
+
+QUALITY_BATCH = 128
+NOT_TRUSTED = "Calibrated on synthetic inputs: the ranking is not to be trusted for real use; give --data."
+
+
+@dataclass(frozen=True, slots=True)
+class Feeding:
+    """How data are taken and where they run.
+
+    Attributes:
+        samples: the most samples for calibration.
+        batch: samples in a run, where the model does not fix it.
+        device: "auto", "cpu", "cuda", "cuda:1", "tensorrt" or "openvino".
+        stride: every which position or token counts in calibration.
+    """
+
+    samples: int = 1024
+    batch: int = 32
+    device: str = "auto"
+    stride: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """How units are ranked.
+
+    Attributes:
+        criterion: one of `records.CRITERIA`.
+        spectral: what the paper of the spectral criterion leaves open.
+        reverse: whether high scores go first.
+        seed: of everything random.
+    """
+
+    criterion: str = "spectral"
+    spectral: SpectralOptions = field(default_factory=SpectralOptions)
+    reverse: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.criterion not in CRITERIA:
+            raise PlanError(f"there is no criterion '{self.criterion}'; use one of {', '.join(CRITERIA)}.")
+
+
+def as_graph(model: Graph | Path | str) -> Graph:
+    """A model, read if it is a path."""
+    return model if isinstance(model, Graph) else load(model)
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    """Progress for nobody."""
+
+
+def counted(data: Data, progress: Callable[[int, int], None]) -> Iterator[Batch]:
+    """Batches, with progress after each."""
+    done, total = 0, data.total
+    for batch in data.batches():
+        yield batch
+        done += batch.real
+        progress(done, total)
+
+
+class Run:
+    """A model with its units and data, and the steps that the commands share."""
+
+    def __init__(
+        self, model: Graph | Path | str, data: object, feeding: Feeding, progress: Progress, threads: int = 0
+    ) -> None:
+        self.graph, self.feeding, self.progress = as_graph(model), feeding, progress
+        self.session = Session(self.graph.message(), device=feeding.device, threads=threads)
+        take = partial(load_data, session=self.session, limit=feeding.samples or None, size=feeding.batch)
+        given = take(data) if data is not None else None
+        self.sample = given.first(2).feeds if given else None
+        self.units = find_units(self.graph, self.sample)
+        shapes = {name: tuple(a.size for a in self.units.structure.axes[name]) for name in self.graph.inputs}
+        self.data = given or take(None, shapes=shapes)
+        self.notes = () if given else (NOT_TRUSTED,)
+        self.proof = self.data.first(PROOF_SAMPLES).feeds
+        self.exact: dict[str, Exact] = {}
+
+    def calibrate(self, graph: Graph, plan: Plan | None = None) -> Moments:
+        """Moments of a model that has lost what a plan says, features numbered as in the original."""
+        sites = {s.site.key: s.site for group in self.units.groups.values() for s in (*group.pre, *group.post)}
+        kept = {key: kept_features(site, plan) for key, site in sites.items()}
+        present = [replace(site, features=int(kept[key].sum())) for key, site in sites.items()]
+        batches = ((batch.feeds, batch.real) for batch in counted(self.data, partial(self.progress, "calibration")))
+        feeding = self.feeding
+        moments = calibrate(
+            graph, present, batches, device=feeding.device, stride=feeding.stride, source=self.data.source
+        )
+        return spread(moments, kept)
+
+    def fold(self, moments: Moments) -> None:
+        """Moves what constant and duplicate units do to others, and checks that nothing changed."""
+        self.exact = find_exact(self.units, moments)
+        folded = fold(self.units, self.exact)
+        if folded is self.units:
+            return
+        outputs = [Session(units.graph.message(), device="cpu").run(self.proof) for units in (self.units, folded)]
+        for name, a, b in zip(self.graph.outputs, *outputs, strict=True):
+            if a.dtype.kind == "f" and np.max(np.abs(a - b)) > TOLERANCE * max(1.0, float(np.max(np.abs(a)))):
+                raise VerificationError(
+                    f"folding constant units changes the output '{name}'; please report this model."
+                )
+        self.units = folded
+
+    def score(self, moments: Moments, keep: Mapping[str, np.ndarray], ranking: Ranking) -> Scores:
+        """Scores of what is still there; units that can go without a trace come before all others."""
+        scores = score_units(
+            self.units,
+            moments,
+            self._weights(),
+            keep,
+            criterion=ranking.criterion,
+            options=ranking.spectral,
+            reverse=ranking.reverse,
+            seed=ranking.seed,
+        )
+        by_group = dict(scores.by_group)
+        for name, exact in self.exact.items():
+            by_group[name] = by_group[name].copy()
+            by_group[name][sorted(exact.units)] = -np.inf
+        return replace(scores, by_group=by_group)
+
+    def _weights(self) -> dict[str, np.ndarray]:
+        """Values of all weights; those computed from constants are computed."""
+        constants = self.units.graph.constants
+        used = {w.tensor for group in self.units.groups.values() for w in (*group.writers, *group.readers)}
+        computed = sorted(used - set(constants))
+        if not computed:
+            return constants
+        session = Session(self.units.graph.message(outputs=computed), device="cpu")
+        return constants | dict(zip(computed, session.run(self.proof, computed), strict=True))
+
+    def refit(self, plan: Plan, compact: Graph) -> tuple[Graph, list[str]]:
+        """The compact model with its readers refit."""
+        return refit(
+            self.units,
+            plan,
+            compact,
+            lambda: ((batch.feeds, batch.real) for batch in self.data.batches()),
+            device=self.feeding.device,
+            progress=partial(self.progress, "refit"),
+        )
+
+    def check_finite(self, graph: Graph) -> None:
+        """Makes sure that a model whose weights were changed still gives numbers.
+
+        Raises:
+            VerificationError: it does not.
+        """
+        outputs = Session(graph.message(), device="cpu").run(self.proof)
+        for name, output in zip(graph.outputs, outputs, strict=True):
+            if output.dtype.kind == "f" and not np.isfinite(output).all():
+                raise VerificationError(
+                    f"after the refit, output '{name}' is not finite; prune less, or without --refit."
+                )
+
+    def merged(self, keep: Mapping[str, np.ndarray]) -> dict[str, dict[int, int]]:
+        """The duplicates that were removed, and the unit that each of them equals."""
+        gone = {
+            name: {unit: twin for unit, twin in exact.twin.items() if name in keep and not keep[name][unit]}
+            for name, exact in self.exact.items()
+        }
+        return {name: twins for name, twins in gone.items() if twins}
+
+    def cost(self, keep: Mapping[str, np.ndarray], graph: Graph) -> Cost:
+        """What a model weighs that keeps some units."""
+        return Cost(*self.units.cost(keep), measure.stored_bytes(graph))
+
+    def quality(self, compact: Graph) -> Quality | None:
+        """The outputs of a compact model beside those of the original; None where the data are made up."""
+        if self.data.made_up:
+            return None
+        after = Session(compact.message(), device=self.feeding.device)
+        batches = counted(replace(self.data, size=QUALITY_BATCH), partial(self.progress, "outputs"))
+        return measure.quality(self.session, after, batches, source=self.data.source)
+
+    def latency(self, compact: Graph) -> Latency:
+        """The original and a compact model timed in turns, on one sample."""
+        after = Session(compact.message(), device=self.feeding.device)
+        return measure.latency(self.session, after, self.data.first(1).feeds)
+
+    def row(self, name: str, keep: Mapping[str, np.ndarray], scores: Scores) -> GroupRow:
+        """What happened to a group."""
+        group, exact = self.units.groups[name], self.exact.get(name, Exact())
+        values = scores.by_group[name][np.isfinite(scores.by_group[name])]
+        span = (float(values.min()), float(values.max())) if len(values) else None
+        remarks = [scores.notes.get(name, "")]
+        for count, word in ((exact.dead, "dead"), (exact.constant, "constant"), (exact.twin, "duplicate")):
+            remarks.append(f"{len(count)} {word}" if count else "")
+        if name not in keep:
+            other = f"shares positions with {group.instead_of}, which is pruned instead"
+            remarks.append(other if group.instead_of else "left out by --only or --skip")
+        elif keep[name].all():
+            remarks.append("its units rank above those removed")
+        kept = int(keep[name].sum()) if name in keep else group.size
+        return GroupRow(name, group.kind, group.size, kept, span, "; ".join(filter(None, remarks)))
