@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from builders import Net
 from networks import make, networks
 
 from onnxprune.graph import from_proto
@@ -47,6 +48,31 @@ def half(units: Units) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(0)
     chosen = {name: group.size for name, group in units.groups.items() if not group.instead_of}
     return {name: generator.permutation(n) < n - n // 2 for name, n in chosen.items()}
+
+
+def test_channels_last() -> None:
+    """A network as tf2onnx writes it: transposes around convolutions, biases as Add, a flattening of channels last."""
+    net = Net(15)
+    h = net.op("Transpose", net.input("N", 8, 8, 3), perm=[0, 3, 1, 2])
+    h = net.op("Conv", h, net.weight(12, 3, 3, 3), pads=[0, 0, 1, 1], strides=[2, 2], kernel_shape=[3, 3])
+    h = net.op("Add", h, net.weight(1, 12, 1, 1))
+    last = net.op("Transpose", net.op("Relu", h), perm=[0, 2, 3, 1])
+    last = net.op("Add", net.op("Mul", last, net.weight(12)), net.weight(12))  # a BatchNorm that became two operators
+    h = net.op("Transpose", last, perm=[0, 3, 1, 2])
+    h = net.op("Conv", h, net.weight(12, 1, 3, 3), pads=[1, 1, 1, 1], group=12)
+    h = net.op("Clip", h, net.constant(np.array(0, "f")), net.constant(np.array(6, "f")))
+    h = net.op("Conv", h, net.weight(16, 12, 1, 1))
+    h = net.op("Transpose", net.op("MaxPool", h, kernel_shape=[2, 2], strides=[2, 2]), perm=[0, 2, 3, 1])
+    h = net.op("Reshape", net.op("LeakyRelu", h), net.ints(-1, 2 * 2 * 16))
+    h = net.op("Add", net.op("MatMul", h, net.weight(64, 20)), net.weight(20))
+    y = net.op("Add", net.op("MatMul", net.op("Tanh", h), net.weight(20, 4)), net.weight(4))
+    units = find_units(net.output(net.op("Softmax", y)).graph())
+    assert [(g.size, g.kind) for g in units.groups.values()] == [(12, "channel"), (16, "channel"), (20, "neuron")]
+    keep = half(units)
+    assert 1 - units.cost(keep)[0] / units.cost({})[0] > 0.6
+    plan = units.plan(keep)
+    feeds = {"x0": np.random.default_rng(1).standard_normal((3, 8, 8, 3)).astype("f")}
+    verify(units, plan, remove(units.graph, plan), feeds)
 
 
 @pytest.mark.parametrize("export", EXPORTS)

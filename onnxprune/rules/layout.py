@@ -170,7 +170,7 @@ def _sliced(x: Layout, y: Layout, start: Entry, end: Entry, step: int) -> Iterat
     yield pinned(skipped, "the step of a Slice")
     yield counts(start, x, first)
     if (end.value or 0) < 2**31 - 1:  # what exporters write for "all the rest"
-        yield counts(end, x, last)
+        yield counts(end, x, last if last < n else None)
 
 
 @rule("Gather", linear=True)
