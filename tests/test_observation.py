@@ -68,7 +68,7 @@ def test_a_size_that_is_computed_twice_is_written_where_it_was_computed() -> Non
     assert [group.size for group in units.groups.values()] == [5, 5]
     first, second = units.groups
     plan = units.plan({first: np.arange(5) < 4, second: np.arange(5) < 1})
-    assert {w.value for w in plan.numbers} == {4, 5} and len(plan.frozen) == 2
+    assert {w.value for w in plan.numbers} == {4} and len(plan.frozen) == 1  # the end follows by itself
     from onnxprune.surgery import remove, verify
 
     compact = remove(graph, plan)
