@@ -42,6 +42,7 @@ _HOME = {
     "recover": "recovery",
     "remove": "surgery",
     "score": "pipeline",
+    "study": "trials",
     "supported_operators": "rules",
     "verify": "surgery",
 }

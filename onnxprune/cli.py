@@ -18,6 +18,7 @@ import click
 from onnxprune import __version__
 from onnxprune.errors import OnnxPruneError
 from onnxprune.files import check_output
+from onnxprune.records import CRITERIA
 from onnxprune.terminal import (
     Bar,
     as_json,
@@ -283,6 +284,66 @@ def evaluate(model: Path, data: str, metric: str, batch: int, device: str, as_js
         click.echo(json.dumps({"schema": "onnxprune.eval/1", "metric": metric, "value": accuracy, "samples": samples}))
     else:
         click.echo(f"top-1 {100 * accuracy:.2f} % on {samples:,} samples of {data}")
+
+
+@main.command()
+@model_argument
+@click.option("--eval", "test", required=True, help="Samples to measure on, with labels for accuracy.")
+@click.option(
+    "--ratio", "ratios", type=float, multiple=True, default=(0.3,), show_default=True, help="May be repeated."
+)
+@click.option(
+    "--criterion", "criteria", multiple=True, type=click.Choice(CRITERIA), help="May be repeated.  [default: all]"
+)
+@feeding_options
+@click.option("--rounds", default=5, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Of the random criterion.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the study as JSON.")
+@force
+@as_json
+def study(
+    model: Path,
+    test: str,
+    ratios: tuple[float, ...],
+    criteria: tuple[str, ...],
+    data: str | None,
+    rounds: int,
+    seed: int,
+    output: Path | None,
+    force: bool,
+    as_json: bool,
+    **values: Any,
+) -> None:
+    """Prune with every criterion, low and high scores first, with and without refit, and compare.
+
+    \b
+    Example:
+      onnxprune study model.onnx --data calib.npz --eval test.npz --ratio 0.2 --ratio 0.4
+    """
+    from onnxprune import pipeline, report, run
+    from onnxprune.selection import Budget
+    from onnxprune.trials import study
+
+    if output:
+        check_output(output, force=force)
+    bar = Bar()
+    found = study(
+        model,
+        [Budget("params", ratio) for ratio in ratios],
+        data,
+        test,
+        criteria=criteria or CRITERIA,
+        ranking=run.Ranking(seed=seed),
+        method=pipeline.Method(rounds=rounds),
+        feeding=feeding_of(values),
+        progress=bar,
+    )
+    bar.close()
+    if output:
+        found.save(output)
+    rows = [(t.share, t.criterion, t.reverse, t.refit, t.removed, t.quality) for t in found.trials]
+    click.echo(found.to_json() if as_json else report.trials(rows))
+    _note((), [output] if output else [])
 
 
 @main.command()

@@ -123,6 +123,29 @@ def inspection(units: Units) -> str:
     return "\n".join([*lines, table(cells)]) if reasons else "\n".join(lines)
 
 
+def trials(study: Sequence[tuple[float, str, bool, bool, float, Quality]]) -> str:
+    """One line a criterion and budget: what is left when low scores go first and when high ones do.
+
+    Args:
+        study: budget, criterion, reversed, refit, share of parameters removed, and what was measured.
+    """
+    cells = [["budget", "criterion", "low first", "low first, refit", "high first", "high first, refit", "removed"]]
+    rows: dict[tuple[float, str], dict[tuple[bool, bool], tuple[float, Quality]]] = {}
+    for share, criterion, reverse, refit, removed, quality in study:
+        rows.setdefault((share, criterion), {})[reverse, refit] = removed, quality
+    for (share, criterion), found in rows.items():
+        values = [_left(found[reverse, refit][1]) for reverse in (False, True) for refit in (False, True)]
+        cells.append([f"{share:g}", criterion, *values, percent(found[False, False][0])])
+    return table(cells, numbers=(0, 2, 3, 4, 5, 6))
+
+
+def _left(quality: Quality) -> str:
+    """Accuracy where there are labels, else agreement, else the largest difference."""
+    if quality.top1:
+        return percent(quality.top1[1])
+    return percent(quality.agreement) if quality.agreement is not None else f"{quality.difference:.3g}"
+
+
 def _some(names: Sequence[str]) -> str:
     """The first of some names, and how many there are besides."""
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")

@@ -210,6 +210,23 @@ def test_recover(model: Path, train_data: Path, test_data: Path, tmp_path: Path)
     assert [t.dims for t in onnx.load(final).graph.initializer] == [t.dims for t in onnx.load(small).graph.initializer]
 
 
+def test_study(model: Path, train_data: Path, test_data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "study.json"
+    result = run(
+        *("study", model, "--data", train_data, "--eval", test_data, "--samples", 200, "--rounds", 1, "-o", out),
+        *("--criterion", "variance", "--criterion", "random", "--ratio", 0.5),
+    )
+    assert result.exit_code == 0 and [row.split()[1] for row in result.stdout.splitlines()[2:]] == [
+        "variance",
+        "random",
+    ]
+    trials = {(t["criterion"], t["reverse"], t["refit"]): t for t in json.loads(out.read_text())["trials"]}
+    assert len(trials) == 8
+    accuracy = {key: trial["quality"]["top1"][1] for key, trial in trials.items()}
+    assert accuracy["variance", False, False] > accuracy["variance", True, False]
+    assert accuracy["variance", False, True] >= 0.9
+
+
 # what goes wrong ------------------------------------------------------------------------------------------------------
 
 
