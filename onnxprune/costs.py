@@ -10,31 +10,35 @@ import numpy as np
 
 from onnxprune.axes import Dim, Extent, Layout, extent, product
 
-Polynomial = tuple[tuple[int, tuple[int, ...]], ...]
-"""Coefficients and, for each, the leaves whose kept counts it is multiplied by, as indices."""
+
+@dataclass(frozen=True, slots=True)
+class Polynomial:
+    """A sum of products of kept counts.
+
+    Attributes:
+        factors: (terms,) what each product is multiplied by.
+        leaves: (terms, degree) indices of the counts in each product; the index after the last count stands for 1.
+    """
+
+    factors: np.ndarray
+    leaves: np.ndarray
+
+    def __call__(self, counts: np.ndarray) -> int:
+        """The value at (leaves,) kept positions of each leaf."""
+        return round(float(self.factors @ np.append(counts, 1.0)[self.leaves].prod(axis=1)))
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Parameters and multiply-accumulates of the model as functions of how many positions each leaf keeps.
+    """Parameters and multiply-accumulates of a model.
 
     Attributes:
         params: floating-point elements of all constants.
-        macs: multiply-accumulates for one sample.
+        macs: multiply-accumulates for the observed batch.
     """
 
     params: Polynomial
     macs: Polynomial
-
-
-def evaluate(terms: Polynomial, counts: np.ndarray) -> int:
-    """The value of a polynomial.
-
-    Args:
-        terms: the polynomial.
-        counts: (leaves,) kept positions of each leaf.
-    """
-    return round(sum(count * float(np.prod(counts[list(which)])) for count, which in terms))
 
 
 def polynomial(tensors: Iterable[tuple[Layout, ...]], order: Mapping[Dim, int]) -> Polynomial:
@@ -43,4 +47,6 @@ def polynomial(tensors: Iterable[tuple[Layout, ...]], order: Mapping[Dim, int]) 
     total: Extent = Counter()
     for axes in tensors:
         total.update(extent(product(*axes), order))
-    return tuple((count, tuple(place[key] for key in which)) for which, count in total.items())
+    degree = max(map(len, total), default=0)
+    rows = [[place[key] for key in which] + [len(order)] * (degree - len(which)) for which in total]
+    return Polynomial(np.array(list(total.values()), float), np.array(rows, int).reshape(len(total), degree))

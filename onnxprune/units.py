@@ -29,7 +29,7 @@ from onnxprune.axes import (
     resolve,
     same,
 )
-from onnxprune.costs import Costs, evaluate, polynomial
+from onnxprune.costs import Costs, polynomial
 from onnxprune.errors import PlanError
 from onnxprune.graph import Graph
 from onnxprune.observation import observe
@@ -72,8 +72,16 @@ class Units:
         Args:
             keep: (units,) bool for each group that loses units.
         """
-        counts = np.array([mask.sum() for mask in self._masks({**self.whole(), **keep}).values()], float)
-        return evaluate(self.costs.params, counts), evaluate(self.costs.macs, counts) // max(self.structure.batch, 1)
+        counts: list[int] = []
+        for name, members in self.leaves.items():
+            if name not in keep:
+                counts += [leaf.size for leaf in members]
+            elif len(members) == 1:
+                counts.append(int(np.count_nonzero(keep[name])))
+            else:
+                counts += [int(mask.sum()) for mask in self._masks({name: keep[name]}).values()]
+        kept = np.array(counts, float)
+        return self.costs.params(kept), self.costs.macs(kept) // max(self.structure.batch, 1)
 
     def _masks(self, keep: Mapping[str, np.ndarray]) -> dict[Dim, np.ndarray]:
         """Keep-masks of leaves from keep-masks of groups, in the order of the cost polynomials."""
