@@ -224,6 +224,6 @@ class Run:
             other = f"shares positions with {group.instead_of}, which is pruned instead"
             remarks.append(other if group.instead_of else "left out by --only or --skip")
         elif keep[name].all():
-            remarks.append("its units rank above those removed")
+            remarks.append("the budget was met without it")
         kept = int(keep[name].sum()) if name in keep else group.size
         return GroupRow(name, group.kind, group.size, kept, span, "; ".join(filter(None, remarks)))
