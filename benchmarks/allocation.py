@@ -10,12 +10,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import cifar10
-from results import publish, table
-
 import onnxprune
 from onnxprune.selection import Budget, Limits, select
 from onnxprune.surgery import remove
 from onnxprune.units import Units
+from results import publish, table
 
 
 def main() -> None:

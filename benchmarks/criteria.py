@@ -11,10 +11,9 @@ from __future__ import annotations
 import sys
 
 import cifar10
-from results import publish, table
-
 import onnxprune
 from onnxprune.records import CRITERIA
+from results import publish, table
 
 RATIO = 0.3
 

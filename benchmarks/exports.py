@@ -6,9 +6,8 @@ python benchmarks/exports.py
 from __future__ import annotations
 
 import cifar10
-from results import publish, table
-
 import onnxprune
+from results import publish, table
 
 
 def main() -> None:

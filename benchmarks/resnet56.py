@@ -10,13 +10,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import cifar10
 import numpy as np
-from results import publish, table
 
+import cifar10
 import onnxprune
 from onnxprune.measure import latency
 from onnxprune.runtime import Session
+from results import publish, table
 
 
 def main() -> None:

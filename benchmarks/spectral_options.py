@@ -11,9 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 import cifar10
-from results import publish, table
-
 import onnxprune
+from results import publish, table
 
 SWEEPS: dict[str, list[Any]] = {
     "k": [3, 5, 20],

@@ -12,8 +12,9 @@ import subprocess
 import sys
 import time
 
-import cifar10
 import numpy as np
+
+import cifar10
 from results import publish, table
 
 STEPS = 8

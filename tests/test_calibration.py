@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import Net
 
+from builders import Net
 from onnxprune.errors import DataError, PlanError
 from onnxprune.exact import find_exact, fold
 from onnxprune.graph import Graph

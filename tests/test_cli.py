@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from builders import Net
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper
 
 import onnxprune
+from builders import Net
 from onnxprune import cli
 from onnxprune.errors import OnnxPruneError
 from onnxprune.runtime import Session

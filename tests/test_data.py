@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import Net
 from onnx import TensorProto
 
+from builders import Net
 from onnxprune.data import Data, load_data
 from onnxprune.errors import DataError
 from onnxprune.runtime import Session

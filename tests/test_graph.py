@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from builders import Net
 from onnx import TensorProto, helper, numpy_helper
 
+from builders import Net
 from onnxprune.errors import ModelError, OutputError
 from onnxprune.graph import Graph, from_proto, load
 from onnxprune.surgery import remove

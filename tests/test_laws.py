@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+
 from builders import Net
 from laws import compare, sizes
-
 from onnxprune.errors import PlanError, VerificationError
 from onnxprune.records import Plan
 from onnxprune.rules import base

@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
+
 from builders import Net
 from networks import make, networks
-
 from onnxprune.graph import from_proto
 from onnxprune.surgery import remove, verify
 from onnxprune.units import Units, find_units

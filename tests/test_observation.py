@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from builders import Net
 
+from builders import Net
 from onnxprune.errors import DataError, DeviceError, ModelError
 from onnxprune.observation import observe
 from onnxprune.runtime import Session, first_line, gpu_count

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
+from conftest import ROOT
 from onnxprune.cli import main
 from onnxprune.rules import supported_operators
 

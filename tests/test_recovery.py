@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import Net
 
+from builders import Net
 from onnxprune import recovery
 from onnxprune.errors import BridgeError, DataError, PlanError
 from onnxprune.graph import Graph, load

@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-import cifar10
 import numpy as np
 import pytest
 
+import cifar10
 from onnxprune.graph import load
 from onnxprune.pipeline import Method, Ranking, evaluate, prune
 from onnxprune.selection import Budget, Limits

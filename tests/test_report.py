@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import Net
 
+from builders import Net
 from onnxprune import measure, report
 from onnxprune.errors import DataError
 from onnxprune.findings import Cost, Latency, Quality, Report

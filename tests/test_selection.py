@@ -6,8 +6,8 @@ from functools import cache
 
 import numpy as np
 import pytest
-from builders import Net
 
+from builders import Net
 from onnxprune.errors import NothingToPrune, PlanError
 from onnxprune.records import Scores
 from onnxprune.selection import Budget, Limits, select

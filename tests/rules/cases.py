@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from builders import Net
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from builders import Net
 from laws import check_law
 
 Draw = Callable[[st.SearchStrategy], object]

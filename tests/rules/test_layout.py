@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from builders import Net
 from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
+
+from builders import Net
 from rules.cases import CASES, Draw, case, check_case, maps, opset, read, rows, size
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from builders import Net
 from hypothesis import strategies as st
+
+from builders import Net
 from rules.cases import CASES, Draw, case, check_case, maps, opset, read, rows, size
 
 

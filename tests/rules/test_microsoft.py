@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from builders import Net
 from hypothesis import strategies as st
 from onnx import helper
+
+from builders import Net
 from rules.cases import CASES, Draw, case, check_case, maps, read, rows, size
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from builders import Net
 from rules.cases import CASES, Draw, case, check_case, maps, opset, read, rows, size
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from rules.cases import CASES, SINGLE
-
 from onnxprune.rules import supported_operators
+from rules.cases import CASES, SINGLE
 
 
 def test_every_operator_has_a_case() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from builders import Net
 from torch import fx
 
+from builders import Net
 from onnxprune.graph import Graph, from_proto
 from onnxprune.runtime import Session
 from onnxprune.torch_bridge import inputs_of, to_torch

@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from builders import Net
 
+from builders import Net
 from onnxprune.graph import load
 from onnxprune.rules import supported_operators
 from onnxprune.runtime import Session

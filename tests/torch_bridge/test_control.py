@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from builders import Net
 from onnx import TensorProto, helper, numpy_helper
 
+from builders import Net
 from onnxprune.graph import Graph
 from onnxprune.torch_bridge import missing_operators, to_onnx, to_torch, untouched_parameters
 from torch_bridge.parity import assert_parity

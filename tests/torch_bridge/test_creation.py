@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from builders import Net
 from onnx import TensorProto, helper, numpy_helper
 
+from builders import Net
 from onnxprune.torch_bridge import to_torch
 from torch_bridge.parity import Case, array, assert_case, assert_parity, case, whole
 

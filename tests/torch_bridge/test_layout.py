@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from builders import Net
 
+from builders import Net
 from torch_bridge.parity import Case, assert_case, assert_parity, case, weight, whole
 
 DATA = (2, 3, 4)

@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from builders import Net
 
+from builders import Net
 from onnxprune.errors import BridgeError, DataError
 from onnxprune.graph import from_proto
 from onnxprune.torch_bridge import base, missing_operators, to_onnx, to_torch, untouched_parameters

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from builders import Net
 
+from builders import Net
 from onnxprune.graph import Graph
 from onnxprune.torch_bridge import to_onnx, untouched_parameters
 from torch_bridge.parity import X, assert_parity, perturb, weight

@@ -7,8 +7,8 @@ import copy
 import numpy as np
 import pytest
 import torch
-from builders import Net
 
+from builders import Net
 from onnxprune.graph import Graph
 from onnxprune.torch_bridge import to_onnx, to_torch
 from torch_bridge.parity import Case, assert_case, assert_parity, case, positive, weight

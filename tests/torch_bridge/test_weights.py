@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from builders import Net
 
+from builders import Net
 from onnxprune.torch_bridge import to_torch
 from onnxprune.torch_bridge.weights import find_weights
 from torch_bridge.parity import weight
