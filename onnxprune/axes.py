@@ -307,6 +307,13 @@ def _split_product(layout: Product, at: int, why: Kept) -> tuple[Layout, Layout]
     return concat(product(above, rest), product(cut, left)), concat(product(cut, right), product(below, rest))
 
 
+def runs(layout: Product) -> Iterator[tuple[Layout, Layout]]:
+    """Neighbouring factors of a product, and the product of all others."""
+    for i in range(len(layout.factors)):
+        for j in range(i + 1, len(layout.factors) + 1):
+            yield product(*layout.factors[i:j]), product(*layout.factors[:i], *layout.factors[j:])
+
+
 def keep_mask(layout: Layout, masks: Mapping[Dim, np.ndarray]) -> np.ndarray:
     """Which positions of an axis stay.
 

@@ -4,7 +4,8 @@ A leaf dim is free when no rule pinned it, a weight writes it and a weight reads
 such as pixels, tokens or table rows, are no units, although a dense layer behind them may have them on its weight.
 
 Where two free dims share an axis (heads x rows of a head, groups x channels of a group) their units overlap. Both are
-groups, but only one is pruned unless the other is asked for by name: the wider one, which cuts finer.
+groups, but only one is pruned unless the other is asked for by name: whole heads, since those save time in attention
+itself, and elsewhere the wider one, which cuts finer.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from onnxprune.errors import PlanError
 from onnxprune.graph import Graph
 from onnxprune.observation import observe
 from onnxprune.records import Frozen, Group, Kept, KeptAxis, Plan, Site, States, Weight, Written
+from onnxprune.rules.base import HEAD, KINDS, NEURON
 from onnxprune.runtime import Feeds
 from onnxprune.states import by_feature
 from onnxprune.structure import Number, Structure, Use, infer
@@ -110,11 +112,16 @@ class Units:
                 raise PlanError(f"group '{name}' would lose all its {len(mask)} units; at least 1 must stay.")
         masks = self._masks({name: np.asarray(mask, bool) for name, mask in keep.items()})
         shrunk: dict[str, dict[int, tuple[int, ...]]] = {}
+        periods: dict[str, dict[int, int]] = {}
         for tensor, axes in self.structure.axes.items():
             for i, axis in enumerate(axes):
+                if (tensor, i) in self.structure.varying:
+                    axis = _period(axis, masks)
                 kept = keep_mask(axis, masks) if any(leaf in masks for leaf in leaves(axis)) else np.ones(0, bool)
                 if not kept.all():
                     shrunk.setdefault(tensor, {})[i] = tuple(np.flatnonzero(kept).tolist())
+                    if (tensor, i) in self.structure.varying:
+                        periods.setdefault(tensor, {})[i] = len(kept)
         constants = self.graph.constants
         numbers = tuple(_written(self.structure.numbers, masks))
         computed = self.structure.computed
@@ -135,8 +142,17 @@ class Units:
                 for name in sorted(frozen)
             },
             {copy: origin for copy, origin in sorted(self.graph.copies.items()) if copy in shrunk},
+            dict(sorted(periods.items())),
             settings=dict(settings or {}),
         )
+
+
+def _period(axis: Layout, masks: Mapping[Dim, np.ndarray]) -> Layout:
+    """What repeats on an axis of varying size: batch x heads is the heads, again and again."""
+    axis = resolve(axis)
+    factors = axis.factors if isinstance(axis, Product) else (axis,)
+    rest = itertools.dropwhile(lambda factor: not any(leaf in masks for leaf in leaves(factor)), factors)
+    return product(*rest)
 
 
 def _written(numbers: Iterable[Number], masks: Mapping[Dim, np.ndarray]) -> Iterator[Written]:
@@ -208,6 +224,13 @@ class _Finder:
             for i, axis in enumerate(axes):
                 for leaf in leaves(axis):
                     self.places[leaf].setdefault(tensor, i)
+        self.kinds: dict[Dim, str] = {}
+        for layout, kind in sorted(structure.kinds, key=lambda entry: -KINDS.index(entry[1])):
+            self.kinds |= dict.fromkeys(leaves(layout), kind)
+        self.overlaps: dict[tuple[Dim, Dim], None] = {}
+        for axes in structure.axes.values():
+            for axis in axes:
+                self.overlaps |= dict.fromkeys(_overlaps(resolve(axis)))
         self.readers_of: dict[str, list[gs.Node]] = defaultdict(list)
         for node in structure.graph.nodes:
             for tensor in node.inputs:
@@ -264,7 +287,7 @@ class _Finder:
             for use in self.uses["writes"][leaf]:
                 for site in self._before_nonlinearity(use, leaf) or post.values():
                     pre[site.key] = site
-        kind = "channel" if any("Conv" in weight.op for weight in writers) else "neuron"
+        kind = self._kind(members, writers, readers)
         size = sum(leaf.size for leaf in members)
         return Group(name, kind, size, writers, readers, self._states(pre, members), self._states(post, members))
 
@@ -328,18 +351,35 @@ class _Finder:
         data = [t for t in node.inputs if t.name and t.name not in self.structure.constant]
         return len(data) < 2 or node.op in ("Add", "Sub", "Sum", "Mean", "Concat")
 
+    def _kind(self, members: list[Dim], writers: Sequence[Weight], readers: Sequence[Weight]) -> str:
+        """What a unit is, in the reader's words."""
+        kind = self.kinds.get(members[0], NEURON)
+        others = [b if a is members[0] else a for a, b in self.overlaps if members[0] in (a, b)]
+        heads = [leaf for leaf in others if self.kinds.get(leaf) == HEAD and not leaf.kept]
+        if kind == HEAD and heads:  # grouped queries: key-value heads are on more weights than what they are shared by
+            fewer = all(len(writers) < len(self.uses["writes"][leaf]) for leaf in heads)
+            return "query head of each key-value head" if fewer else "key-value head"
+        if kind == NEURON and heads:
+            return "value width of each head"
+        if kind == NEURON and all(self._same_stream(w, r) for w in writers for r in readers):
+            return "feed-forward unit"
+        return kind
+
+    def _same_stream(self, writer: Weight, reader: Weight) -> bool:
+        """Whether a dense layer gives back to the stream that the one before it took from."""
+        axes = self.structure.axes[writer.tensor], self.structure.axes[reader.tensor]
+        return len(axes[0]) == len(axes[1]) == 2 and same(axes[0][1 - writer.axis], axes[1][1 - reader.axis])
+
     def _alternatives(self, groups: Mapping[str, Group], of_leaf: Mapping[Dim, str]) -> dict[str, str]:
-        """For each group that overlaps a wider one on some axis, the wider one."""
+        """For each group that overlaps another one that is pruned by default, that one."""
         rivals: dict[str, set[str]] = defaultdict(set)
-        for axes in self.structure.axes.values():
-            for axis in axes:
-                for a, b in _overlaps(resolve(axis)):
-                    if a in of_leaf and b in of_leaf and of_leaf[a] != of_leaf[b]:
-                        rivals[of_leaf[a]].add(of_leaf[b])
-                        rivals[of_leaf[b]].add(of_leaf[a])
+        for a, b in self.overlaps:
+            if a in of_leaf and b in of_leaf and of_leaf[a] != of_leaf[b]:
+                rivals[of_leaf[a]].add(of_leaf[b])
+                rivals[of_leaf[b]].add(of_leaf[a])
         chosen: set[str] = set()
         instead: dict[str, str] = {}
-        for name in sorted(groups, key=lambda name: -groups[name].size):
+        for name in sorted(groups, key=lambda name: _preference(groups[name])):
             taken = [other for other in rivals[name] if other in chosen]
             if taken:
                 instead[name] = min(taken)
@@ -370,6 +410,12 @@ class _Finder:
         for name, array in graph.constants.items():
             if array.dtype.kind not in "biuSUO" and array.ndim and name not in graph.copies:
                 yield self.structure.axes[name]
+
+
+def _preference(group: Group) -> tuple[bool, int, int]:
+    """Sorts groups that overlap: heads first, those on more weights before others, then the finer cut."""
+    head = group.kind in ("head", "key-value head", "query head of each key-value head")
+    return not head, -len(group.writers) if head else 0, -group.size
 
 
 def _overlaps(layout: Layout) -> Iterator[tuple[Dim, Dim]]:
