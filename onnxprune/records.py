@@ -76,10 +76,13 @@ class States:
     Attributes:
         site: the site.
         unit_of: (features,) int, the unit that each feature belongs to, -1 for features of other groups.
+        rows: (features, repeats) int, for units of several features the positions of the first reader's axis that each
+            feature comes to; units are compared in what that reader makes of them. None where they are compared here.
     """
 
     site: Site
     unit_of: np.ndarray
+    rows: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)

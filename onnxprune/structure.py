@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxprune import sizes
-from onnxprune.axes import Extent, Layout, Product, dim, extent, leaves, pin, resolve, runs, times, unify
+from onnxprune.axes import Extent, Layout, dim, extent, leaves, pin, runs, times, unify
 from onnxprune.graph import Graph, captured_names
 from onnxprune.observation import Observation
 from onnxprune.records import Kept
@@ -339,12 +339,16 @@ class _Inference:
         return None, self._pin([fact.axis, *sources], because, label(node))
 
     def _narrowed(self, node: gs.Node, fact: Counts) -> tuple[sizes.Term, Counts]:
-        """A number and what it counts; of a product such as batch x 12 only the 12, which counts the heads."""
+        """A number and what it counts; of batch x 12, or a size divided by 12, only the 12, which counts the heads."""
         assert fact.entry.input is not None
         term = self.terms[node.inputs[fact.entry.input].name].ravel()[fact.entry.index]
-        axis = resolve(fact.axis)
-        if sizes.is_fixed(term) or not isinstance(axis, Product):
+        if sizes.is_fixed(term):
             return term, fact
+        match term:
+            case sizes.Computed("Div", (sizes.Size() as size, sizes.Literal() as divisor)) if divisor.place:
+                for counted, left in runs(self.out.axes[size.tensor][size.axis]):
+                    if counted.size == divisor.value and extent(left) == extent(fact.axis):
+                        return divisor, _counting(fact, divisor, counted)
         factors = list(sizes.factors(term))
         for literal in factors:
             if not isinstance(literal, sizes.Literal) or not literal.place:
@@ -354,10 +358,9 @@ class _Inference:
                 continue
             one: Extent = Counter({(): 1})
             rest = reduce(times, (other for other in others if other is not None), one)
-            for counted, left in runs(axis):
+            for counted, left in runs(fact.axis):
                 if counted.size == literal.value and extent(left) == rest:
-                    entry = replace(fact.entry, value=literal.value, fixed=False)
-                    return literal, replace(fact, entry=entry, axis=counted)
+                    return literal, _counting(fact, literal, counted)
         return term, fact
 
     def _sources(self, term: sizes.Term) -> tuple[Layout, ...]:
@@ -392,6 +395,11 @@ def _parts(fact: Fact) -> Iterator[Layout]:
         return  # counting and naming are no statements about what may happen to an axis
     else:
         yield fact.axis
+
+
+def _counting(fact: Counts, literal: sizes.Literal, axis: Layout) -> Counts:
+    """The same fact of a literal that another number is computed from."""
+    return replace(fact, entry=replace(fact.entry, value=literal.value, fixed=False), axis=axis)
 
 
 def _is_free(layout: Layout) -> bool:

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxprune.axes import (
-    Concat,
     Dim,
     Family,
     Layout,
     Product,
+    found_in,
     keep_mask,
     leaves,
+    pieces,
     product,
     resolve,
     same,
@@ -289,7 +290,9 @@ class _Finder:
                     pre[site.key] = site
         kind = self._kind(members, writers, readers)
         size = sum(leaf.size for leaf in members)
-        return Group(name, kind, size, writers, readers, self._states(pre, members), self._states(post, members))
+        after = self._states(post, members, readers[0], whole=True)
+        before = self._states(pre, members, readers[0]) or after
+        return Group(name, kind, size, writers, readers, before, after)
 
     def _weights(self, role: str, members: list[Dim]) -> Iterator[Weight]:
         uses = {(use.output, use.weight, use.axis): use for leaf in members for use in self.uses[role][leaf]}
@@ -297,8 +300,35 @@ class _Finder:
             units = units_along(self.structure.axes[use.weight][use.axis], members)
             yield Weight(use.node, use.op, use.weight, use.axis, units, self._site(use.data, use.data_axis))
 
-    def _states(self, sites: Mapping[str, Site], members: list[Dim]) -> tuple[States, ...]:
-        return tuple(States(site, self._features_of(site, members)) for site in sites.values())
+    def _states(
+        self, sites: Mapping[str, Site], members: list[Dim], reader: Weight, *, whole: bool = False
+    ) -> tuple[States, ...]:
+        """The states at sites; without `whole`, of units of several features only those that a reader gets to see.
+
+        Queries and keys say what a head looks at, in coordinates of its own; its values are what it hands on.
+        """
+        found = []
+        for site in sites.values():
+            unit_of, rows = self._features_of(site, members), None
+            if np.bincount(unit_of[unit_of >= 0], minlength=1).max() > 1 and site.outer * site.inner == 1:
+                rows = self._rows(site, reader)
+                if rows is not None:
+                    unit_of = np.where(rows[:, 0] >= 0, unit_of, -1)
+                elif not whole:
+                    continue
+            found.append(States(site, unit_of, rows))
+        return tuple(found)
+
+    def _rows(self, site: Site, reader: Weight) -> np.ndarray | None:
+        """The positions on the axis of a reader that each feature comes to, -1 for those that do not: see `States`."""
+        seen = self.structure.axes[reader.tensor][reader.axis]
+        parts = [found_in(piece, seen) for piece in pieces(self.structure.axes[site.tensor][site.axis])]
+        sizes = [piece.size for piece in pieces(self.structure.axes[site.tensor][site.axis])]
+        repeats = {part.shape[1] for part in parts if part is not None}
+        if len(repeats) != 1:
+            return None
+        missing = [np.full((size, *repeats), -1) for size in sizes]
+        return np.concatenate([m if part is None else part for part, m in zip(parts, missing, strict=True)])
 
     def _features_of(self, site: Site, members: list[Dim]) -> np.ndarray:
         """The unit of each feature of a site."""
@@ -308,13 +338,12 @@ class _Finder:
     def _site(self, tensor: str, axis: int) -> Site:
         """The site of a tensor axis: positions that no weight writes, in front or behind, are samples."""
         layout = resolve(self.structure.axes[tensor][axis])
-        pieces: list[list[Layout]] = [
-            list(piece.factors) if isinstance(piece, Product) else [piece]
-            for piece in (layout.pieces if isinstance(layout, Concat) else (layout,))
+        parts: list[list[Layout]] = [
+            list(piece.factors) if isinstance(piece, Product) else [piece] for piece in pieces(layout)
         ]
-        tails = [product(*self._positions(factors[::-1])[::-1]) for factors in pieces]
+        tails = [product(*self._positions(factors[::-1])[::-1]) for factors in parts]
         inner = tails[0].size if all(same(tail, tails[0]) for tail in tails) else 1
-        heads = self._positions(pieces[0]) if len(pieces) == 1 else []
+        heads = self._positions(parts[0]) if len(parts) == 1 else []
         outer = product(*heads).size
         rank = len(self.structure.axes[tensor])
         return Site(tensor, axis, rank, layout.size // (outer * inner), outer, inner)

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import onnxprune
 from builders import Net
 from laws import compare, compare_single, keeps
 from onnxprune.graph import Graph, from_proto
 from onnxprune.records import Plan
+from onnxprune.runtime import Session
 from onnxprune.surgery import remove, verify
 from onnxprune.units import Units, find_units
 
@@ -142,3 +144,72 @@ def test_before_opset_11_a_shared_number_pins() -> None:
     units = find_units(shared_target(10))
     assert not units.groups
     assert "Reshape shares a number with another node" in {kept.kept.because for kept in units.kept}
+
+
+def computed_product() -> Graph:
+    """Batch x heads as PyTorch's own attention writes it: a size times a number, in the middle of a computed target."""
+    net = Net(17)
+    x = net.input("N", "T", WIDTH)
+    shape = net.op("Shape", x)
+    batch, steps = (net.op("Slice", shape, net.ints(i), net.ints(i + 1)) for i in (0, 1))
+    turned = net.op("Transpose", x, perm=[1, 0, 2])  # tokens, batch, width
+    target = net.op("Concat", steps, net.op("Mul", batch, net.ints(HEADS)), net.ints(ROWS), axis=0)
+    q, k, v = (
+        net.op("Transpose", net.op("Reshape", net.op("MatMul", turned, net.weight(WIDTH, 12)), target), perm=[1, 0, 2])
+        for _ in "qkv"
+    )
+    scores = net.op("Softmax", net.op("MatMul", q, net.op("Transpose", k, perm=[0, 2, 1])), axis=-1)
+    mixed = net.op("Transpose", net.op("MatMul", scores, v), perm=[1, 0, 2])
+    context = net.op("Reshape", mixed, net.op("Concat", steps, batch, net.ints(HEADS * ROWS), axis=0))
+    return net.output(net.op("MatMul", context, net.weight(12, 2))).graph()
+
+
+def test_of_a_product_with_a_varying_size_the_number_follows() -> None:
+    units = find_units(computed_product())
+    assert [(g.size, g.kind) for g in units.groups.values() if not g.instead_of] == [(HEADS, "head")]
+    compare(units, halved(units))
+
+
+def test_a_question_about_minus_one_is_answered() -> None:
+    """TorchScript asks whether a size is -1 before it expands to it; no size is, whatever the input."""
+    net = Net(17)
+    x = net.input("N", "T", WIDTH)
+    h = net.op("Unsqueeze", net.op("MatMul", x, net.weight(WIDTH, 5)), net.ints(2))
+    sizes = net.op("Slice", net.op("Shape", x), net.ints(0), net.ints(2))
+    target = net.op("Concat", sizes, net.ints(3, 5), axis=0)
+    ones = net.ints(1, 1, 1, 1)
+    asked = net.op("Equal", target, net.op("Mul", ones, net.ints(-1)))
+    h = net.op("Expand", h, net.op("Where", asked, ones, target))
+    units = find_units(net.output(net.op("MatMul", h, net.weight(5, 2))).graph())
+    assert [group.size for group in units.groups.values()] == [5]
+    compare(units, units.plan({name: np.arange(5) < 2 for name in units.groups}))
+
+
+def test_a_weight_that_is_stored_twice_is_pruned_alike() -> None:
+    """PyTorch's newer exporter folds the transpose of a shared weight once for each use."""
+    net = Net(17)
+    up, down = net.random.standard_normal((2, WIDTH, WIDTH)).astype("f")
+    x = net.input("N", WIDTH)
+    for _ in range(2):
+        h = net.op("Relu", net.op("MatMul", x, net.constant(up.copy())))
+        x = net.op("Add", x, net.op("MatMul", h, net.constant(down.copy())))
+    units = find_units(net.output(x).graph())
+    assert [group.size for group in units.groups.values()] == [WIDTH]
+    compare(units, units.plan({name: np.arange(WIDTH) < 2 for name in units.groups}))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_heads_are_compared_in_what_the_projection_makes_of_them(groups: int) -> None:
+    """The root mean square of what a head adds to the stream, computed from the states themselves."""
+    graph = block(groups=groups)
+    units = find_units(graph)
+    name, group = next(iter(units.groups.items()))
+    assert len(group.pre) == 1 and not group.linear  # of queries, keys and values the values alone
+    x = np.random.default_rng(3).standard_normal((4, 5, WIDTH)).astype("f")
+    scored = onnxprune.score(graph, {"x0": x}, ranking=onnxprune.Ranking("activation"))
+    (post,) = group.post
+    session = Session(graph.message(outputs=[post.site.tensor]), device="cpu")
+    context = session.run({"x0": x}, [post.site.tensor])[0].astype(np.float64).reshape(20, HEADS, -1)
+    weight = graph.constants[group.readers[0].tensor].astype(np.float64).reshape(HEADS, -1, WIDTH)
+    added = np.einsum("thf,hfw->thw", context, weight)
+    np.testing.assert_allclose(scored.scores.by_group[name], np.sqrt((added**2).sum(2).mean(0)), rtol=1e-4)
