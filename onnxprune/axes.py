@@ -360,13 +360,10 @@ def found_in(part: Layout, whole: Layout) -> np.ndarray | None:
         (n, m / n) int, the positions of `whole` that belong to each one of `part`; None where `part` has dims that
         `whole` lacks, or either is a concatenation.
     """
-    factors = [
-        list(layout.factors) if isinstance(layout, Product) else [layout] for layout in map(resolve, (part, whole))
-    ]
-    inside, around = factors
-    if not all(isinstance(factor, Dim) for factor in (*inside, *around)) or not set(inside) <= set(around):
-        return None
-    if len(set(around)) < len(around) or len(set(inside)) < len(inside):
+    dims = [[factor for factor in _factors(layout) if isinstance(factor, Dim)] for layout in (part, whole)]
+    inside, around = dims
+    known = math.prod(d.size for d in inside) == part.size and math.prod(d.size for d in around) == whole.size
+    if not known or not set(inside) <= set(around) or any(len(set(x)) < len(x) for x in dims):
         return None
     grid = np.arange(whole.size).reshape([factor.size for factor in around])
     order = [around.index(factor) for factor in inside]
