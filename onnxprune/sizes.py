@@ -161,6 +161,8 @@ def _arithmetic(op: str, function: Callable[..., float]) -> Callable[..., np.nda
         values = [value_of(arg) for arg in args]
         if any(value is None for value in values):
             return UNKNOWN
+        if op == "Equal" and _never_equal(*args):
+            return Literal(False)
         value = function(*values)
         return Literal(value) if all(isinstance(arg, Literal) for arg in args) else Computed(op, args, value)
 
@@ -171,6 +173,12 @@ def _arithmetic(op: str, function: Callable[..., float]) -> Callable[..., np.nda
         return _array(map(apply, *(x.ravel() for x in broadcast)), broadcast[0].shape)
 
     return rule
+
+
+def _never_equal(a: Term, b: Term) -> bool:
+    """Whether one is the size of an axis and the other negative, as exporters ask before they expand to it."""
+    other = b if isinstance(a, Size) else a if isinstance(b, Size) else None
+    return isinstance(other, Literal) and other.value < 0
 
 
 def _divide(a: float, b: float) -> float:
