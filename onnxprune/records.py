@@ -116,6 +116,7 @@ class Group:
         pre: states before the first nonlinearity.
         post: states that the readers contract.
         instead_of: the group that is pruned by default where both cut the same positions, or "".
+        exact: whether the model without some of the units is the masked one; not so where statistics run over them.
     """
 
     name: str
@@ -126,6 +127,7 @@ class Group:
     pre: tuple[States, ...]
     post: tuple[States, ...]
     instead_of: str = ""
+    exact: bool = True
 
     @property
     def linear(self) -> bool:
@@ -256,6 +258,7 @@ class Plan:
         frozen: tensors computed from sizes that become constants, with the shape and the values they had.
         copies: constants that the file shares between uses, and which the compact model holds apart.
         merged: units that were removed because another unit is equal to them, by group: {unit: its equal}.
+        inexact: first outputs of the nodes whose statistics run over the kept positions alone.
         settings: how the plan was made.
     """
 
@@ -267,6 +270,7 @@ class Plan:
     frozen: Mapping[str, Frozen]
     copies: Mapping[str, str]
     merged: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    inexact: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
@@ -286,6 +290,7 @@ class Plan:
                 "frozen": {name: asdict(frozen) for name, frozen in self.frozen.items()},
                 "copies": dict(self.copies),
                 "merged": {g: {str(a): b for a, b in units.items()} for g, units in self.merged.items()},
+                "inexact": list(self.inexact),
                 "settings": dict(self.settings),
             },
             indent=1,
@@ -320,6 +325,7 @@ class Plan:
                 {name: Frozen(**frozen) for name, frozen in data["frozen"].items()},
                 data["copies"],
                 {g: {int(a): b for a, b in units.items()} for g, units in data["merged"].items()},
+                tuple(data["inexact"]),
                 data["settings"],
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -3,6 +3,10 @@
 `remove` and `mask` share nothing but the plan. `remove` compresses constants along their axes and brings the numbers up
 to date that count positions. `mask` leaves the model as it is and sets removed positions to zero behind every node that
 holds some; what it computes is what the compact model must compute.
+
+Where statistics run over removed positions (`plan.inexact`), zeros would take part in them, and nothing that is masked
+computes what the compact model does. There the reference is the original in which these nodes alone see the kept
+positions: their inputs are gathered, their results put back between zeros, and everything else stays masked.
 """
 
 from __future__ import annotations
@@ -102,12 +106,17 @@ def mask(units: Units, plan: Plan) -> onnx.ModelProto:
     types = {info.name: info.type.tensor_type.elem_type for info in inferred.value_info}
     nodes = []
     for node in model.graph.node:
-        nodes.append(node)
+        narrow = node.output[0] in plan.inexact
+        nodes += [*(_gathered(node, units, plan, model.graph) if narrow else ()), node]
         for i, name in enumerate(node.output):
             if name not in plan.activations:
                 continue
             node.output[i] = hidden = f"{name}:whole"
             shape = [axis.size for axis in units.structure.axes[name]]
+            if narrow:
+                node.output[i] = f"{name}:kept"
+                spread = {axis: _spread(kept, shape[axis]) for axis, kept in plan.activations[name].items()}
+                nodes += _taken(node.output[i], hidden, spread, model.graph)
             kind = types.get(name, TensorProto.FLOAT)
             mask = _mask_array(shape, plan.activations[name])
             if units.graph.opset() < 9:  # Where came with opset 9
@@ -126,6 +135,38 @@ def mask(units: Units, plan: Plan) -> onnx.ModelProto:
     model.graph.node.extend(nodes)
     model.graph.ClearField("value_info")
     return model
+
+
+def _gathered(node: onnx.NodeProto, units: Units, plan: Plan, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Lets a node read the kept positions of its inputs alone; gives the nodes that take them."""
+    nodes = []
+    twin = next(n for n in units.graph.nodes if n.outputs[0].name == node.output[0])
+    for i, tensor in enumerate(twin.inputs):  # constants that the file shares have names of their own there
+        kept = plan.activations.get(tensor.name) or plan.initializers.get(tensor.name)
+        if kept:
+            name = f"{node.output[0]}:kept{i}"
+            nodes += _taken(node.input[i], name, kept, graph)
+            node.input[i] = name
+    return nodes
+
+
+def _taken(source: str, result: str, indices: KeptIndices, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Nodes that take positions of a tensor, axis by axis."""
+    from onnx import helper, numpy_helper
+
+    nodes = []
+    for i, (axis, positions) in enumerate(indices.items(), 1):
+        graph.initializer.append(numpy_helper.from_array(np.array(positions, np.int64), f"{result}:{axis}"))
+        output = result if i == len(indices) else f"{result}:{axis}taken"
+        nodes.append(helper.make_node("Gather", [source, f"{result}:{axis}"], [output], axis=axis))
+        source = output
+    return nodes
+
+
+def _spread(kept: tuple[int, ...], size: int) -> tuple[int, ...]:
+    """For each position of an axis where it lies among the kept ones; 0 for the others, which are masked anyway."""
+    alive = np.isin(np.arange(size), kept)
+    return tuple(np.maximum(np.cumsum(alive) - 1, 0).tolist())
 
 
 def _mask_array(shape: list[int], kept: KeptIndices) -> np.ndarray:

@@ -4,7 +4,8 @@ A leaf dim is free when no rule pinned it, a weight writes it and a weight reads
 such as pixels, tokens or table rows, are no units, although a dense layer behind them may have them on its weight.
 
 Where two free dims share an axis (heads x rows of a head, groups x channels of a group) their units overlap. Both are
-groups, but only one is pruned unless the other is asked for by name: the wider one, which cuts finer.
+groups, but only one is pruned unless the other is asked for by name: an exact one before one that is not, then the
+wider one, which cuts finer.
 """
 
 from __future__ import annotations
@@ -135,6 +136,11 @@ class Units:
                 for name in sorted(frozen)
             },
             {copy: origin for copy, origin in sorted(self.graph.copies.items()) if copy in shrunk},
+            inexact=tuple(
+                output
+                for output, axes in sorted(self.structure.normalized.items())
+                if any(not keep_mask(axis, masks).all() for axis in axes)
+            ),
             settings=dict(settings or {}),
         )
 
@@ -178,18 +184,20 @@ def units_along(axis: Layout, members: Sequence[Dim]) -> np.ndarray:
     return np.concatenate([np.zeros(0, int), *(units_along(piece, members) for piece in axis.pieces)])
 
 
-def find_units(graph: Graph, sample: Feeds | None = None) -> Units:
+def find_units(graph: Graph, sample: Feeds | None = None, *, residual: bool = False) -> Units:
     """Finds what can be pruned.
 
     Args:
         graph: the model.
         sample: an array for each input, where sizes of symbolic axes have to come from data.
+        residual: whether units that statistics run over, such as those of a residual stream under LayerNormalization,
+            are groups too, marked as not exact.
 
     Raises:
         ModelError: ONNX Runtime cannot load the model.
         DataError: sizes of symbolic axes could not be settled without data.
     """
-    structure = infer(graph, observe(graph, sample))
+    structure = infer(graph, observe(graph, sample), residual=residual)
     finder = _Finder(structure)
     return finder.units()
 
@@ -212,6 +220,7 @@ class _Finder:
         for node in structure.graph.nodes:
             for tensor in node.inputs:
                 self.readers_of[tensor.name].append(node)
+        self.inexact = {leaf for axes in structure.normalized.values() for axis in axes for leaf in leaves(axis)}
 
     def units(self) -> Units:
         """The groups and everything around them."""
@@ -266,7 +275,8 @@ class _Finder:
                     pre[site.key] = site
         kind = "channel" if any("Conv" in weight.op for weight in writers) else "neuron"
         size = sum(leaf.size for leaf in members)
-        return Group(name, kind, size, writers, readers, self._states(pre, members), self._states(post, members))
+        states = self._states(pre, members), self._states(post, members)
+        return Group(name, kind, size, writers, readers, *states, exact=self.inexact.isdisjoint(members))
 
     def _weights(self, role: str, members: list[Dim]) -> Iterator[Weight]:
         uses = {(use.output, use.weight, use.axis): use for leaf in members for use in self.uses[role][leaf]}
@@ -329,7 +339,7 @@ class _Finder:
         return len(data) < 2 or node.op in ("Add", "Sub", "Sum", "Mean", "Concat")
 
     def _alternatives(self, groups: Mapping[str, Group], of_leaf: Mapping[Dim, str]) -> dict[str, str]:
-        """For each group that overlaps a wider one on some axis, the wider one."""
+        """For each group that overlaps another on some axis and yields to it, the other one."""
         rivals: dict[str, set[str]] = defaultdict(set)
         for axes in self.structure.axes.values():
             for axis in axes:
@@ -339,7 +349,7 @@ class _Finder:
                         rivals[of_leaf[b]].add(of_leaf[a])
         chosen: set[str] = set()
         instead: dict[str, str] = {}
-        for name in sorted(groups, key=lambda name: -groups[name].size):
+        for name in sorted(groups, key=lambda name: (not groups[name].exact, -groups[name].size)):
             taken = [other for other in rivals[name] if other in chosen]
             if taken:
                 instead[name] = min(taken)
