@@ -17,6 +17,15 @@ from onnxprune.files import replacing, write
 CRITERIA = ("spectral", "random", "magnitude", "magnitude-l1", "activation", "wanda", "variance", "reconstruction")
 """Names of the criteria that units are ranked by; `scoring` says what each of them computes."""
 
+NOT_EXACT = "not exact: normalizations run over it"
+"""What a reader is told of a group that is not exact."""
+
+
+def reference(*, exact: bool) -> str:
+    """What a compact model must equal, in a reader's words: where not all is exact, a mask alone would not do."""
+    return "the masked original" + ("" if exact else " whose normalizations run over what is kept")
+
+
 KeptIndices = Mapping[int, tuple[int, ...]]
 
 

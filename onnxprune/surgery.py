@@ -18,7 +18,7 @@ import numpy as np
 
 from onnxprune.errors import PlanError, VerificationError
 from onnxprune.graph import Graph
-from onnxprune.records import KeptIndices, Plan, Written
+from onnxprune.records import KeptIndices, Plan, Written, reference
 from onnxprune.runtime import Feeds, Session
 from onnxprune.units import Units
 
@@ -193,7 +193,7 @@ def check_plan(graph: Graph, plan: Plan) -> None:
 
 
 def verify(units: Units, plan: Plan, compact: Graph, feeds: Feeds, *, device: str = "cpu") -> float:
-    """Runs the compact model against the masked original.
+    """Runs the compact model against the masked original, in which normalizations run over what is kept.
 
     Args:
         units: the original.
@@ -216,8 +216,9 @@ def verify(units: Units, plan: Plan, compact: Graph, feeds: Feeds, *, device: st
         return max((_absolute(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
     name, difference = _first_difference(units, plan, masked, compact, feeds)
     raise VerificationError(
-        f"the compact model differs from the masked original, first in tensor '{name}' (by {difference:.2g} relative "
-        f"to its largest value, {TOLERANCE:g} is allowed); nothing was written. Please report this with the model."
+        f"the compact model differs from {reference(exact=not plan.inexact)}, first in tensor '{name}' (by "
+        f"{difference:.2g} relative to its largest value, {TOLERANCE:g} is allowed); nothing was written. Please "
+        "report this with the model."
     )
 
 

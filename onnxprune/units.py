@@ -273,10 +273,12 @@ class _Finder:
             for use in self.uses["writes"][leaf]:
                 for site in self._before_nonlinearity(use, leaf) or post.values():
                     pre[site.key] = site
-        kind = "channel" if any("Conv" in weight.op for weight in writers) else "neuron"
+        exact = self.inexact.isdisjoint(members)
+        kind = "channel" if not exact or any("Conv" in weight.op for weight in writers) else "neuron"
         size = sum(leaf.size for leaf in members)
-        states = self._states(pre, members), self._states(post, members)
-        return Group(name, kind, size, writers, readers, *states, exact=self.inexact.isdisjoint(members))
+        return Group(
+            name, kind, size, writers, readers, self._states(pre, members), self._states(post, members), "", exact
+        )
 
     def _weights(self, role: str, members: list[Dim]) -> Iterator[Weight]:
         uses = {(use.output, use.weight, use.axis): use for leaf in members for use in self.uses[role][leaf]}

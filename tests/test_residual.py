@@ -7,24 +7,31 @@ held to numpy's idea of a normalization below.
 from __future__ import annotations
 
 import io
+import json
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from builders import Net
 from laws import check_law, compare, sizes
+from onnxprune import cli, report
+from onnxprune.errors import VerificationError
 from onnxprune.exact import find_exact
 from onnxprune.graph import Graph, from_proto
 from onnxprune.moments import calibrate
+from onnxprune.pipeline import Method, Pruned, prune
 from onnxprune.records import Plan
 from onnxprune.runtime import Session
+from onnxprune.selection import Budget, Limits
 from onnxprune.surgery import mask, remove, verify
 from onnxprune.units import Units, find_units
 
@@ -277,3 +284,82 @@ def test_a_transformer(options: dict[str, object]) -> None:
         units.cost({name: np.arange(g.size) % 2 == 0 for name, g in units.groups.items()})[0] < 0.4 * units.cost({})[0]
     )
     verify(units, plan, remove(graph, plan), {"ids": np.arange(10).reshape(2, 5)})
+
+
+# what people read -----------------------------------------------------------------------------------------------------
+
+
+def pruned(**options: object) -> Pruned:
+    x = np.random.default_rng(0).standard_normal((64, 3)).astype("f")
+    method = Method(rounds=2, limits=Limits(round_to=1), latency=False, **options)
+    return prune(stream(layer_norm).graph(), Budget("units", 0.5), {"x0": x}, method=method)
+
+
+@pytest.mark.parametrize("refit", [False, True])
+def test_prune_says_what_is_not_exact(refit: bool, tmp_path: Path) -> None:
+    result = pruned(residual=True, refit=refit)
+    shown = report.summary(result.report)
+    assert "Verified: equal to the masked original whose normalizations run over what is kept, largest" in shown
+    assert "The residual width is pruned: normalizations run over fewer channels, so the compact model is not" in shown
+    assert ("; refit it with --refit, and train it with onnxprune recover." in shown) is not refit
+    assert ("; train it with onnxprune recover." in shown) is refit
+    rows = {row.units: row for row in result.report.groups}
+    assert (rows[WIDTH].kept, rows[WIDTH].exact, rows[WIDTH].kind) == (3, False, "channel")
+    assert "not exact: normalizations run over it" in rows[WIDTH].note
+    assert rows[HIDDEN].exact and "not exact" not in rows[HIDDEN].note
+    assert result.plan.settings["residual"] is True
+    assert len(result.plan.inexact) == 2
+    result.plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json").inexact == result.plan.inexact
+
+
+def test_nothing_of_it_without_the_option() -> None:
+    result = pruned()
+    shown = report.summary(result.report) + report.groups(result.report.groups)
+    assert "Verified: equal to the masked original, largest" in shown
+    assert "residual" not in shown and "not exact" not in shown
+    assert [row.units for row in result.report.groups] == [HIDDEN]
+    assert result.plan.inexact == () and result.plan.settings["residual"] is False
+
+
+def test_a_refit_makes_up_for_channels_that_normalizations_miss() -> None:
+    found = pruned(residual=True, refit=True).report
+    assert found.quality.agreement > found.unrefit.agreement + 0.2
+
+
+def test_a_wrong_compact_model_is_refused_in_words() -> None:
+    units = find_units(stream(layer_norm).graph(), residual=True)
+    plan = some(units)
+    compact = remove(units.graph, plan)
+    wrong = compact.with_constants({"c2": compact.constants["c2"] * 2})
+    feeds = {"x0": np.ones((2, 3), np.float32)}
+    message = "differs from the masked original whose normalizations run over what is kept, first in tensor 'layernorm"
+    with pytest.raises(VerificationError, match=message):
+        verify(units, plan, wrong, feeds)
+
+
+def test_commands_take_the_option(tmp_path: Path) -> None:
+    model, out = tmp_path / "model.onnx", tmp_path / "small.onnx"
+    graph = stream(layer_norm).graph()
+    graph.save(model)
+
+    def run(*arguments: object) -> str:
+        result = CliRunner().invoke(cli.main, [str(a) for a in arguments], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    assert "not exact" not in run("inspect", model)
+    assert "not exact: normalizations run over it" in run("inspect", model, "--residual")
+    found = json.loads(run("inspect", model, "--residual", "--json"))["groups"]
+    assert sorted((group["units"], group["exact"]) for group in found.values()) == [(HIDDEN, True), (WIDTH, False)]
+    assert len(json.loads(run("score", model, "--residual", "--json"))["scores"]) == 2
+    assert len(json.loads(run("score", model, "--json"))["scores"]) == 1
+    run("prune", model, "--units", 0.5, "--round-to", 1, "--residual", "--no-latency", "-o", out)
+    assert {tensor.name: list(tensor.dims) for tensor in onnx.load(out).graph.initializer}["c2"] == [3]
+    np.savez(tmp_path / "x.npz", x0=np.random.default_rng(0).standard_normal((32, 3)).astype("f"))
+    arguments = ("--data", tmp_path / "x.npz", "--eval", tmp_path / "x.npz", "--criterion", "random", "--rounds", 1)
+    removed = [
+        json.loads(run("study", model, *arguments, "--ratio", 0.3, "--json", *option))["trials"][0]["removed"]
+        for option in (["--residual"], [])
+    ]
+    assert all(share >= 0.3 for share in removed) and removed[0] != removed[1]
