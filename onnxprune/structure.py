@@ -16,7 +16,20 @@ from onnxprune.graph import Graph, captured_names
 from onnxprune.observation import Observation
 from onnxprune.records import Kept
 from onnxprune.rules import find_rule
-from onnxprune.rules.base import Called, Counts, Entry, Fact, Node, Pinned, Refusal, Same, Tensor, Work, mentioned
+from onnxprune.rules.base import (
+    Called,
+    Counts,
+    Entry,
+    Fact,
+    Node,
+    Normalized,
+    Pinned,
+    Refusal,
+    Same,
+    Tensor,
+    Work,
+    mentioned,
+)
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -87,6 +100,7 @@ class Structure:
         numbers: integers that follow sizes.
         work: per node, the layouts whose sizes multiply to its multiply-accumulates for one batch.
         kinds: what units of an axis are, in the reader's words.
+        normalized: per node by its first output, the layouts that its statistics run over, where that pins nothing.
         constant: tensors that are constants or computed from constants alone.
         linear: first outputs of nodes whose operator is linear in its data.
         computed: values of tensors that are computed but the same for all inputs, so that they could be constants.
@@ -101,6 +115,7 @@ class Structure:
     numbers: list[Number] = field(default_factory=list)
     work: dict[str, tuple[Layout, ...]] = field(default_factory=dict)
     kinds: list[tuple[Layout, str]] = field(default_factory=list)
+    normalized: dict[str, tuple[Layout, ...]] = field(default_factory=dict)
     constant: set[str] = field(default_factory=set)
     linear: set[str] = field(default_factory=set)
     computed: dict[str, np.ndarray] = field(default_factory=dict)
@@ -114,24 +129,25 @@ def label(node: gs.Node) -> str:
     return str(node.name or next((tensor.name for tensor in node.outputs if tensor.name), node.op))
 
 
-def infer(graph: Graph, observation: Observation) -> Structure:
+def infer(graph: Graph, observation: Observation, *, residual: bool = False) -> Structure:
     """Finds the layout of every axis of a model.
 
     Args:
         graph: the model.
         observation: the shapes of its tensors.
+        residual: whether axes that statistics run over are free, as those of a residual stream under normalization.
 
     Raises:
         AssertionError: a rule states that two axes of different sizes are one, which is a fault of the rule.
     """
-    return _Inference(graph, observation).run()
+    return _Inference(graph, observation, residual).run()
 
 
 class _Inference:
     """One pass over a graph; holds what the steps share."""
 
-    def __init__(self, graph: Graph, observation: Observation) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, observation: Observation, residual: bool) -> None:
+        self.graph, self.residual = graph, residual
         self.shapes = observation.shapes
         self.types = observation.types
         self.varying: dict[str, frozenset[int]] = {}
@@ -252,7 +268,10 @@ class _Inference:
             unify(fact.a, fact.b, why)
             if fact.role:
                 self._note_use(node, fact)
-        elif isinstance(fact, Pinned):
+        elif isinstance(fact, Normalized) and self.residual:
+            output = node.outputs[0].name
+            self.out.normalized[output] = (*self.out.normalized.get(output, ()), fact.axis)
+        elif isinstance(fact, Pinned | Normalized):
             pin(fact.axis, Kept(fact.because, label(node)))
         elif isinstance(fact, Counts):
             self.counts.append((node, fact))

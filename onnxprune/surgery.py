@@ -3,6 +3,10 @@
 `remove` and `mask` share nothing but the plan. `remove` compresses constants along their axes and brings the numbers up
 to date that count positions. `mask` leaves the model as it is and sets removed positions to zero behind every node that
 holds some; what it computes is what the compact model must compute.
+
+Where statistics run over removed positions (`plan.inexact`), zeros would take part in them, and nothing that is masked
+computes what the compact model does. There the reference is the original in which these nodes alone see the kept
+positions: their inputs are gathered, their results put back between zeros, and everything else stays masked.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import numpy as np
 
 from onnxprune.errors import PlanError, VerificationError
 from onnxprune.graph import Graph
-from onnxprune.records import KeptIndices, Plan, Written
+from onnxprune.records import KeptIndices, Plan, Written, reference
 from onnxprune.runtime import Feeds, Session
 from onnxprune.units import Units
 
@@ -108,13 +112,18 @@ def mask(units: Units, plan: Plan) -> onnx.ModelProto:
     types = {info.name: info.type.tensor_type.elem_type for info in inferred.value_info}
     nodes = []
     for node in model.graph.node:
-        nodes.append(node)
+        narrow = node.output[0] in plan.inexact
+        nodes += [*(_gathered(node, units, plan, model.graph) if narrow else ()), node]
         for i, name in enumerate(node.output):
             if name not in plan.activations:
                 continue
             node.output[i] = hidden = f"{name}:whole"
-            kind = types.get(name, TensorProto.FLOAT)
             shape = [axis.size for axis in units.structure.axes[name]]
+            if narrow:
+                node.output[i] = f"{name}:kept"
+                spread = {axis: _spread(kept, shape[axis]) for axis, kept in plan.activations[name].items()}
+                nodes += _taken(node.output[i], hidden, spread, model.graph)
+            kind = types.get(name, TensorProto.FLOAT)
             periods = plan.periods.get(name, {})
             static = {axis: kept for axis, kept in plan.activations[name].items() if axis not in periods}
             mask = _mask_array(shape, static)
@@ -173,6 +182,38 @@ def _repeated(
     return [helper.make_node(op, inputs, [f"{name}:{made}"]) for op, inputs, made in steps], constants
 
 
+def _gathered(node: onnx.NodeProto, units: Units, plan: Plan, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Lets a node read the kept positions of its inputs alone; gives the nodes that take them."""
+    nodes = []
+    twin = next(n for n in units.graph.nodes if n.outputs[0].name == node.output[0])
+    for i, tensor in enumerate(twin.inputs):  # constants that the file shares have names of their own there
+        kept = plan.activations.get(tensor.name) or plan.initializers.get(tensor.name)
+        if kept:
+            name = f"{node.output[0]}:kept{i}"
+            nodes += _taken(node.input[i], name, kept, graph)
+            node.input[i] = name
+    return nodes
+
+
+def _taken(source: str, result: str, indices: KeptIndices, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Nodes that take positions of a tensor, axis by axis."""
+    from onnx import helper, numpy_helper
+
+    nodes = []
+    for i, (axis, positions) in enumerate(indices.items(), 1):
+        graph.initializer.append(numpy_helper.from_array(np.array(positions, np.int64), f"{result}:{axis}"))
+        output = result if i == len(indices) else f"{result}:{axis}taken"
+        nodes.append(helper.make_node("Gather", [source, f"{result}:{axis}"], [output], axis=axis))
+        source = output
+    return nodes
+
+
+def _spread(kept: tuple[int, ...], size: int) -> tuple[int, ...]:
+    """For each position of an axis where it lies among the kept ones; 0 for the others, which are masked anyway."""
+    alive = np.isin(np.arange(size), kept)
+    return tuple(np.maximum(np.cumsum(alive) - 1, 0).tolist())
+
+
 def _mask_array(shape: list[int], kept: KeptIndices) -> np.ndarray:
     """True at kept positions; axes that lose nothing have size 1, so that they broadcast."""
     out = np.ones([n if axis in kept else 1 for axis, n in enumerate(shape)], bool)
@@ -197,7 +238,7 @@ def check_plan(graph: Graph, plan: Plan) -> None:
 
 
 def verify(units: Units, plan: Plan, compact: Graph, feeds: Feeds, *, device: str = "cpu") -> float:
-    """Runs the compact model against the masked original.
+    """Runs the compact model against the masked original, in which normalizations run over what is kept.
 
     Args:
         units: the original.
@@ -220,8 +261,9 @@ def verify(units: Units, plan: Plan, compact: Graph, feeds: Feeds, *, device: st
         return max((_absolute(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
     name, difference = _first_difference(units, plan, masked, compact, feeds)
     raise VerificationError(
-        f"the compact model differs from the masked original, first in tensor '{name}' (by {difference:.2g} relative "
-        f"to its largest value, {TOLERANCE:g} is allowed); nothing was written. Please report this with the model."
+        f"the compact model differs from {reference(exact=not plan.inexact)}, first in tensor '{name}' (by "
+        f"{difference:.2g} relative to its largest value, {TOLERANCE:g} is allowed); nothing was written. Please "
+        "report this with the model."
     )
 
 

@@ -4,8 +4,8 @@ A leaf dim is free when no rule pinned it, a weight writes it and a weight reads
 such as pixels, tokens or table rows, are no units, although a dense layer behind them may have them on its weight.
 
 Where two free dims share an axis (heads x rows of a head, groups x channels of a group) their units overlap. Both are
-groups, but only one is pruned unless the other is asked for by name: whole heads, since those save time in attention
-itself, and elsewhere the wider one, which cuts finer.
+groups, but only one is pruned unless the other is asked for by name: an exact one before one that is not, whole heads,
+since those save time in attention itself, and elsewhere the wider one, which cuts finer.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from onnxprune.errors import PlanError
 from onnxprune.graph import Graph
 from onnxprune.observation import observe
 from onnxprune.records import Frozen, Group, Kept, KeptAxis, Plan, Site, States, Weight, Written
-from onnxprune.rules.base import HEAD, KINDS, NEURON
+from onnxprune.rules.base import CHANNEL, HEAD, KINDS, NEURON
 from onnxprune.runtime import Feeds
 from onnxprune.states import by_feature
 from onnxprune.structure import Number, Structure, Use, infer
@@ -144,6 +144,11 @@ class Units:
             },
             {copy: origin for copy, origin in sorted(self.graph.copies.items()) if copy in shrunk},
             dict(sorted(periods.items())),
+            inexact=tuple(
+                output
+                for output, axes in sorted(self.structure.normalized.items())
+                if any(not keep_mask(axis, masks).all() for axis in axes)
+            ),
             settings=dict(settings or {}),
         )
 
@@ -195,18 +200,20 @@ def units_along(axis: Layout, members: Sequence[Dim]) -> np.ndarray:
     return np.concatenate([np.zeros(0, int), *(units_along(piece, members) for piece in axis.pieces)])
 
 
-def find_units(graph: Graph, sample: Feeds | None = None) -> Units:
+def find_units(graph: Graph, sample: Feeds | None = None, *, residual: bool = False) -> Units:
     """Finds what can be pruned.
 
     Args:
         graph: the model.
         sample: an array for each input, where sizes of symbolic axes have to come from data.
+        residual: whether units that statistics run over, such as those of a residual stream under LayerNormalization,
+            are groups too, marked as not exact.
 
     Raises:
         ModelError: ONNX Runtime cannot load the model.
         DataError: sizes of symbolic axes could not be settled without data.
     """
-    structure = infer(graph, observe(graph, sample))
+    structure = infer(graph, observe(graph, sample), residual=residual)
     finder = _Finder(structure)
     return finder.units()
 
@@ -236,6 +243,7 @@ class _Finder:
         for node in structure.graph.nodes:
             for tensor in node.inputs:
                 self.readers_of[tensor.name].append(node)
+        self.inexact = {leaf for axes in structure.normalized.values() for axis in axes for leaf in leaves(axis)}
 
     def units(self) -> Units:
         """The groups and everything around them."""
@@ -288,11 +296,12 @@ class _Finder:
             for use in self.uses["writes"][leaf]:
                 for site in self._before_nonlinearity(use, leaf) or post.values():
                     pre[site.key] = site
-        kind = self._kind(members, writers, readers)
+        exact = self.inexact.isdisjoint(members)
+        kind = self._kind(members, writers, readers) if exact else CHANNEL
         size = sum(leaf.size for leaf in members)
         after = self._states(post, members, readers[0], whole=True)
         before = self._states(pre, members, readers[0]) or after
-        return Group(name, kind, size, writers, readers, before, after)
+        return Group(name, kind, size, writers, readers, before, after, "", exact)
 
     def _weights(self, role: str, members: list[Dim]) -> Iterator[Weight]:
         uses = {(use.output, use.weight, use.axis): use for leaf in members for use in self.uses[role][leaf]}
@@ -400,7 +409,7 @@ class _Finder:
         return len(axes[0]) == len(axes[1]) == 2 and same(axes[0][1 - writer.axis], axes[1][1 - reader.axis])
 
     def _alternatives(self, groups: Mapping[str, Group], of_leaf: Mapping[Dim, str]) -> dict[str, str]:
-        """For each group that overlaps another one that is pruned by default, that one."""
+        """For each group that overlaps another on some axis and yields to it, the other one."""
         rivals: dict[str, set[str]] = defaultdict(set)
         for a, b in self.overlaps:
             if a in of_leaf and b in of_leaf and of_leaf[a] != of_leaf[b]:
@@ -441,10 +450,10 @@ class _Finder:
                 yield self.structure.axes[name]
 
 
-def _preference(group: Group) -> tuple[bool, int, int]:
-    """Sorts groups that overlap: heads first, those on more weights before others, then the finer cut."""
+def _preference(group: Group) -> tuple[bool, bool, int, int]:
+    """Sorts groups that overlap: exact ones, heads, those on more weights before others, then the finer cut."""
     head = group.kind in ("head", "key-value head", "query head of each key-value head")
-    return not head, -len(group.writers) if head else 0, -group.size
+    return not group.exact, not head, -len(group.writers) if head else 0, -group.size
 
 
 def _overlaps(layout: Layout) -> Iterator[tuple[Dim, Dim]]:

@@ -8,6 +8,8 @@ steer it, and yields facts:
 - `produced(weight, result)`: the same, and the operator makes it: the weight writes the units;
 - `counts(entry, axis)`: an attribute or an integer input holds the size of an axis, or a position on it;
 - `pinned(axis, because)`: the axis must stay whole;
+- `normalized(axis, because)`: statistics run over the axis: it stays whole, unless whoever asks accepts that they then
+  run over the positions that are left, which is not what a mask computes;
 - `untouched(axis)`: the operator does not care, whatever happens to the axis;
 - `called(axis, kind)`: what a unit of the axis is, in the reader's words;
 - `work(*axes)`: the multiply-accumulates of the operator are the product of these sizes.
@@ -191,6 +193,14 @@ class Pinned:
 
 
 @dataclass(frozen=True, slots=True)
+class Normalized:
+    """An axis that statistics run over."""
+
+    axis: Layout
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
 class Untouched:
     """An axis that the operator does not care about."""
 
@@ -228,7 +238,7 @@ class Work:
 HEAD, CHANNEL, NEURON = KINDS = ("head", "channel", "neuron")
 """What units are, strongest first: a unit that several operators name goes by the strongest name."""
 
-Fact = Same | Pinned | Untouched | Counts | Called | Work
+Fact = Same | Pinned | Normalized | Untouched | Counts | Called | Work
 Rule = Callable[[Node], Iterator[Fact]]
 
 
@@ -250,6 +260,11 @@ def produced(weight: Layout, result: Layout, part: Layout | None = None) -> Fact
 def pinned(axis: Layout, because: str) -> Fact:
     """States that an axis must stay whole."""
     return Pinned(axis, because)
+
+
+def normalized(axis: Layout, because: str) -> Fact:
+    """States that statistics run over an axis, which stays whole unless inexact groups are wanted."""
+    return Normalized(axis, because)
 
 
 def untouched(axis: Layout) -> Fact:
