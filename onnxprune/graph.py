@@ -119,7 +119,7 @@ class Graph:
         """Gives a node of this graph a constant for an optional input that it lacks. Edits the graph."""
         import onnx_graphsurgeon as gs
 
-        name = f"{node.outputs[0].name}.input{index}"
+        name = f"{first_output(node)}.input{index}"
         self.constants[name] = array
         while len(node.inputs) <= index:
             node.inputs.append(gs.Variable.empty())
@@ -208,6 +208,11 @@ class Graph:
                     fill(tensor, array)
             file.write(model.SerializeToString(deterministic=True))
         return path
+
+
+def first_output(node: gs.Node) -> str:
+    """The name of the first output that a node gives, by which the node is known; leading ones may be left out."""
+    return next((str(tensor.name) for tensor in node.outputs if tensor.name), "")
 
 
 def load(path: Path | str) -> Graph:

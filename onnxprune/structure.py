@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxprune import sizes
 from onnxprune.axes import Extent, Layout, dim, extent, leaves, pin, times, unify
-from onnxprune.graph import Graph, captured_names
+from onnxprune.graph import Graph, captured_names, first_output
 from onnxprune.observation import Observation
 from onnxprune.records import Kept
 from onnxprune.rules import find_rule
@@ -102,7 +102,7 @@ class Structure:
 
 def label(node: gs.Node) -> str:
     """The name of a node for people: its own, or its first output's."""
-    return str(node.name or next((tensor.name for tensor in node.outputs if tensor.name), node.op))
+    return str(node.name or first_output(node) or node.op)
 
 
 def infer(graph: Graph, observation: Observation) -> Structure:
@@ -202,7 +202,7 @@ class _Inference:
             except Refusal as refusal:
                 because = str(refusal)
             if registered.linear and facts:
-                self.out.linear.add(node.outputs[0].name)
+                self.out.linear.add(first_output(node))
         seen = {id(leaf) for fact in facts for part in _parts(fact) for leaf in mentioned(part)}
         for fact in facts:
             self._state(node, fact)
@@ -242,14 +242,14 @@ class _Inference:
         elif isinstance(fact, Counts):
             self.counts.append((node, fact))
         elif isinstance(fact, Work):
-            self.out.work[node.outputs[0].name] = fact.axes
+            self.out.work[first_output(node)] = fact.axes
 
     def _note_use(self, node: gs.Node, fact: Same) -> None:
         """Notes which weight reads or writes which units."""
         data, weight = (fact.a, fact.b) if fact.role == "reads" else (fact.b, fact.a)
         weights = [self.place[id(leaf)] for leaf in mentioned(weight) if id(leaf) in self.place]
         others = [self.place[id(leaf)] for leaf in mentioned(data) if id(leaf) in self.place]
-        use = partial(Use, fact.role, label(node), node.op, node.outputs[0].name)
+        use = partial(Use, fact.role, label(node), node.op, first_output(node))
         for name, axis in weights:
             for other, other_axis in others:
                 if name in self.out.constant:
@@ -287,7 +287,7 @@ class _Inference:
         """The integer of a fact if it has to be written, and whether something had to be pinned for want of a way."""
         entry = fact.entry
         if entry.input is None or not entry.stated:
-            number = Number(node.outputs[0].name, entry, None, fact.axis, fact.upto, fact.when)
+            number = Number(first_output(node), entry, None, fact.axis, fact.upto, fact.when)
             return (number if _is_free(fact.axis) or not entry.stated else None), False
         term = self.terms[node.inputs[entry.input].name].ravel()[entry.index]
         sources = self._sources(term)
@@ -296,7 +296,7 @@ class _Inference:
         if fact.upto is None and not isinstance(term, sizes.Literal) and self._extent(term) == extent(fact.axis):
             return None, False
         if isinstance(term, sizes.Literal | sizes.Computed) and term.place:
-            return Number(node.outputs[0].name, entry, term.place, fact.axis, fact.upto, sources), False
+            return Number(first_output(node), entry, term.place, fact.axis, fact.upto, sources), False
         because = f"{node.op} has a size of it from a computation that would not follow"
         return None, self._pin([fact.axis, *sources], because, label(node))
 

@@ -3,6 +3,8 @@
 `remove` and `mask` share nothing but the plan. `remove` compresses constants along their axes and brings the numbers up
 to date that count positions. `mask` leaves the model as it is and sets removed positions to zero behind every node that
 holds some; what it computes is what the compact model must compute.
+
+A recurrent layer reads its own results before a mask behind it can act, so there the weight that reads them is masked.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxprune.errors import PlanError, VerificationError
-from onnxprune.graph import Graph
+from onnxprune.graph import Graph, first_output
 from onnxprune.records import KeptIndices, Plan, Written
 from onnxprune.runtime import Feeds, Session
 from onnxprune.units import Units
@@ -21,6 +23,9 @@ from onnxprune.units import Units
 if TYPE_CHECKING:
     import onnx
     import onnx_graphsurgeon as gs
+
+OWN_READER = {"GRU": 2, "LSTM": 2, "RNN": 2}
+"""For operators that read their own results: the input that holds the weight for it, along its last axis."""
 
 TOLERANCE = 1e-4
 """Largest difference between the compact and the masked model, relative to the largest output (1 at least)."""
@@ -56,7 +61,7 @@ def remove(graph: Graph, plan: Plan) -> Graph:
     sizes = {name: {axis: len(kept) for axis, kept in axes.items()} for name, axes in plan.activations.items()}
     out = graph.with_constants(values).with_shapes(sizes).with_frozen(frozen)
     for node in out.nodes:
-        _write_numbers(node, by_node.get(node.outputs[0].name, []), out)
+        _write_numbers(node, by_node.get(first_output(node), []), out)
     return out
 
 
@@ -87,6 +92,8 @@ def _write_numbers(node: gs.Node, numbers: list[Written], graph: Graph) -> None:
 def mask(units: Units, plan: Plan) -> onnx.ModelProto:
     """The whole model, with zeros behind every node at the positions that a plan gives up.
 
+    Where a node reads its own results, zeros take the place of the weights that read these positions.
+
     Args:
         units: the model that the plan was made for; of its layouts only ranks and sizes are used.
         plan: what to keep.
@@ -100,9 +107,13 @@ def mask(units: Units, plan: Plan) -> onnx.ModelProto:
     model = units.graph.proto()
     inferred = shape_inference.infer_shapes(model).graph
     types = {info.name: info.type.tensor_type.elem_type for info in inferred.value_info}
+    own = _own_readers(units.graph, plan)
     nodes = []
     for node in model.graph.node:
         nodes.append(node)
+        for i, array in own.get(next(filter(None, node.output), ""), {}).items():
+            node.input[i] = f"{node.input[i]}:{len(model.graph.initializer)}"
+            model.graph.initializer.append(numpy_helper.from_array(array, node.input[i]))
         for i, name in enumerate(node.output):
             if name not in plan.activations:
                 continue
@@ -126,6 +137,23 @@ def mask(units: Units, plan: Plan) -> onnx.ModelProto:
     model.graph.node.extend(nodes)
     model.graph.ClearField("value_info")
     return model
+
+
+def _own_readers(graph: Graph, plan: Plan) -> dict[str, dict[int, np.ndarray]]:
+    """For nodes that read their own results, by first output and input: the weight that does, removed columns zero.
+
+    One that the model computes is masked like any other result.
+    """
+    found: dict[str, dict[int, np.ndarray]] = {}
+    for node in graph.nodes:
+        index = OWN_READER.get(node.op)
+        name = node.inputs[index].name if index is not None else ""
+        axis = graph.constants[name].ndim - 1 if index is not None and name in graph.constants else -1
+        if index is not None and axis in plan.initializers.get(name, {}):
+            keep = _mask_array(list(graph.constants[name].shape), {axis: plan.initializers[name][axis]})
+            masked = np.where(keep, graph.constants[name], graph.constants[name].dtype.type(0))
+            found[first_output(node)] = {index: masked}
+    return found
 
 
 def _mask_array(shape: list[int], kept: KeptIndices) -> np.ndarray:

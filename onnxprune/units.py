@@ -31,9 +31,10 @@ from onnxprune.axes import (
 )
 from onnxprune.costs import Costs, polynomial
 from onnxprune.errors import PlanError
-from onnxprune.graph import Graph
+from onnxprune.graph import Graph, first_output
 from onnxprune.observation import observe
 from onnxprune.records import Frozen, Group, Kept, KeptAxis, Plan, Site, States, Weight, Written
+from onnxprune.rules.recurrent import GATES
 from onnxprune.runtime import Feeds
 from onnxprune.states import by_feature
 from onnxprune.structure import Number, Structure, Use, infer
@@ -265,6 +266,8 @@ class _Finder:
                 for site in self._before_nonlinearity(use, leaf) or post.values():
                     pre[site.key] = site
         kind = "channel" if any("Conv" in weight.op for weight in writers) else "neuron"
+        if any(weight.op in GATES for weight in writers):
+            kind = "hidden unit"
         size = sum(leaf.size for leaf in members)
         return Group(name, kind, size, writers, readers, self._states(pre, members), self._states(post, members))
 
@@ -302,7 +305,13 @@ class _Finder:
         return list(taken)[: len(factors) - 1]
 
     def _before_nonlinearity(self, use: Use, leaf: Dim) -> list[Site]:
-        """The value that enters the first nonlinearity after a weight; nothing when only linear operators follow."""
+        """The value that enters the first nonlinearity after a weight.
+
+        Nothing when only linear operators follow, or where the nonlinearity lies inside the operator, as in the gates
+        of a recurrent layer.
+        """
+        if use.op in GATES:
+            return []
         seen, queue = {use.data}, [use.data]
         while queue:
             tensor = queue.pop(0)
@@ -318,12 +327,12 @@ class _Finder:
 
     def _reads(self, node: gs.Node, tensor: str, leaf: Dim) -> bool:
         """Whether a node contracts these units, so that the way from the writer ends there."""
-        output = node.outputs[0].name
+        output = first_output(node)
         return any(use.data == tensor and use.output == output for use in self.uses["reads"][leaf])
 
     def _is_linear(self, node: gs.Node) -> bool:
         """Whether a node is linear: its operator is, and what it multiplies by is constant."""
-        if node.outputs[0].name not in self.structure.linear:
+        if first_output(node) not in self.structure.linear:
             return False
         data = [t for t in node.inputs if t.name and t.name not in self.structure.constant]
         return len(data) < 2 or node.op in ("Add", "Sub", "Sum", "Mean", "Concat")
