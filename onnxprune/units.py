@@ -317,7 +317,7 @@ class _Finder:
             tensor = queue.pop(0)
             for node in self.readers_of[tensor]:
                 outputs = [t.name for t in node.outputs if t.name in self.places[leaf]]
-                if self._reads(node, tensor, leaf):
+                if self._reads(node, tensor, leaf) or node.op in ("Shape", "Size"):
                     continue
                 if not self._is_linear(node):
                     return [self._site(tensor, self.places[leaf][tensor])]
