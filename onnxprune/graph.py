@@ -115,6 +115,18 @@ class Graph:
             graph.gs.cleanup()
         return graph
 
+    def without_inputs(self, omitted: Mapping[str, Iterable[int]]) -> Graph:
+        """The same graph, some optional inputs left out, by first output of the node, and what only they needed."""
+        import onnx_graphsurgeon as gs
+
+        graph = self.copy()
+        for node in graph.nodes:
+            for index in omitted.get(first_output(node), ()):
+                node.inputs[index] = gs.Variable.empty()
+        if omitted:
+            graph.gs.cleanup()
+        return graph
+
     def add_input(self, node: gs.Node, index: int, array: np.ndarray) -> None:
         """Gives a node of this graph a constant for an optional input that it lacks. Edits the graph."""
         import onnx_graphsurgeon as gs
@@ -334,6 +346,7 @@ def _unshare(graph: gs.Graph, constants: Mapping[str, np.ndarray], captured: set
         array = constants[name]
         uses = [(node, i) for node in {id(n): n for n in tensor.outputs}.values() for i in _places(node, tensor)]
         tied = sum(size > 1 for size in array.shape) > 1 and len({id(node) for node, _ in uses}) > 1
+        tied = tied and bool(array.any())  # zeros are no weights, but the initial states of several layers
         if tied:
             continue
         for node, i in uses if name in captured or tensor in graph.outputs else uses[1:]:

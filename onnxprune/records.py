@@ -255,6 +255,7 @@ class Plan:
         numbers: integers that follow the sizes.
         frozen: tensors computed from sizes that become constants, with the shape and the values they had.
         copies: constants that the file shares between uses, and which the compact model holds apart.
+        omitted: optional inputs of zeros that are left out, as indices, by the first output of the node.
         merged: units that were removed because another unit is equal to them, by group: {unit: its equal}.
         settings: how the plan was made.
     """
@@ -266,6 +267,7 @@ class Plan:
     numbers: tuple[Written, ...]
     frozen: Mapping[str, Frozen]
     copies: Mapping[str, str]
+    omitted: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     merged: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -285,6 +287,7 @@ class Plan:
                 "numbers": [asdict(number) for number in self.numbers],
                 "frozen": {name: asdict(frozen) for name, frozen in self.frozen.items()},
                 "copies": dict(self.copies),
+                "omitted": {node: list(inputs) for node, inputs in self.omitted.items()},
                 "merged": {g: {str(a): b for a, b in units.items()} for g, units in self.merged.items()},
                 "settings": dict(self.settings),
             },
@@ -319,6 +322,7 @@ class Plan:
                 tuple(Written(**number) for number in data["numbers"]),
                 {name: Frozen(**frozen) for name, frozen in data["frozen"].items()},
                 data["copies"],
+                {node: tuple(inputs) for node, inputs in data["omitted"].items()},
                 {g: {int(a): b for a, b in units.items()} for g, units in data["merged"].items()},
                 data["settings"],
             )

@@ -16,10 +16,16 @@ from onnxprune.graph import Graph, captured_names, first_output
 from onnxprune.observation import Observation
 from onnxprune.records import Kept
 from onnxprune.rules import find_rule
-from onnxprune.rules.base import Counts, Entry, Fact, Node, Pinned, Refusal, Same, Tensor, Work, mentioned
+from onnxprune.rules.base import Counts, Entry, Fact, Node, Omitted, Pinned, Refusal, Same, Tensor, Work, mentioned
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
+
+
+MOVES = frozenset(
+    {"Cast", "Expand", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+)
+"""Operators that give out elements of their first input alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +91,8 @@ class Structure:
         linear: first outputs of nodes whose operator is linear in its data.
         computed: values of tensors that are computed but the same for all inputs, so that they could be constants.
         values: tensors that use sizes as values; they become constants when one of these axes loses positions.
+        omitted: first outputs of nodes, an optional input of theirs that is zero everywhere, and the layouts that make
+            it necessary to leave it out.
         batch: samples in the observed batch, by which `work` is divided.
     """
 
@@ -97,6 +105,7 @@ class Structure:
     linear: set[str] = field(default_factory=set)
     computed: dict[str, np.ndarray] = field(default_factory=dict)
     values: dict[str, list[Layout]] = field(default_factory=dict)
+    omitted: list[tuple[str, int, tuple[Layout, ...]]] = field(default_factory=list)
     batch: int = 1
 
 
@@ -134,11 +143,13 @@ class _Inference:
         self.terms: dict[str, np.ndarray] = {}
         self.counts: list[tuple[gs.Node, Counts]] = []
         self.steering: list[tuple[str, str]] = []
+        self.zeros: set[str] = set()
 
     def run(self) -> Structure:
         self._start()
         for node in self.graph.nodes:
             self._follow(node)
+            self._follow_zeros(node)
             self._apply(node)
         for name in (*self.graph.outputs, *captured_names(self.graph.source.graph)):
             self._escape(name, "its size leaves the model as a value")
@@ -186,6 +197,18 @@ class _Inference:
                     values = [sizes.value_of(term) for term in terms.ravel()]
                     self.out.computed[name] = np.array(values, self.types[name]).reshape(terms.shape)
 
+    def _follow_zeros(self, node: gs.Node) -> None:
+        """Follows zeros from where the model makes them to where it has moved them."""
+        source = node.inputs[0].name if node.inputs else ""
+        if node.op == "ConstantOfShape":
+            zero = "value" not in node.attrs or not np.any(node.attrs["value"].values)
+        else:
+            array = self.graph.constants.get(source)
+            one = node.op == "Expand" and array is not None and array.size == 1 and not np.any(array)
+            zero = node.op in MOVES and (one or source in self.zeros)
+        if zero:
+            self.zeros.update(tensor.name for tensor in node.outputs)
+
     def _apply(self, node: gs.Node) -> None:
         """Applies a node's rule, and pins the axes that it does not mention."""
         view = self._view(node)
@@ -225,7 +248,8 @@ class _Inference:
             if tensor.name in self.terms
         }
         inputs, outputs = (tuple(self._tensor(t.name) for t in x) for x in (node.inputs, node.outputs))
-        return Node(node.op, self.graph.opset(node.domain or ""), inputs, outputs, attrs, numbers)
+        zeros = frozenset(i for i, tensor in enumerate(node.inputs) if tensor.name in self.zeros)
+        return Node(node.op, self.graph.opset(node.domain or ""), inputs, outputs, attrs, numbers, zeros)
 
     def _tensor(self, name: str) -> Tensor | None:
         return Tensor(name, self.out.axes[name], name in self.out.constant) if name in self.out.axes else None
@@ -241,6 +265,8 @@ class _Inference:
             pin(fact.axis, Kept(fact.because, label(node)))
         elif isinstance(fact, Counts):
             self.counts.append((node, fact))
+        elif isinstance(fact, Omitted):
+            self.out.omitted.append((first_output(node), fact.input, fact.axes))
         elif isinstance(fact, Work):
             self.out.work[first_output(node)] = fact.axes
 
@@ -328,8 +354,8 @@ def _parts(fact: Fact) -> Iterator[Layout]:
     """The layouts that a fact speaks of."""
     if isinstance(fact, Same):
         yield from (fact.a, fact.b)
-    elif isinstance(fact, Work):
-        return  # counting an operation is no statement about what may happen to an axis
+    elif isinstance(fact, Omitted | Work):
+        return  # neither is a statement about what may happen to an axis
     else:
         yield fact.axis
 

@@ -59,7 +59,7 @@ def remove(graph: Graph, plan: Plan) -> Graph:
             array = np.take(array, kept, axis)
         values[name] = array
     sizes = {name: {axis: len(kept) for axis, kept in axes.items()} for name, axes in plan.activations.items()}
-    out = graph.with_constants(values).with_shapes(sizes).with_frozen(frozen)
+    out = graph.with_constants(values).with_shapes(sizes).with_frozen(frozen).without_inputs(plan.omitted)
     for node in out.nodes:
         _write_numbers(node, by_node.get(first_output(node), []), out)
     return out

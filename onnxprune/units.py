@@ -92,6 +92,14 @@ class Units:
             masks |= dict(zip(self.leaves[name], np.split(np.asarray(mask, bool), borders), strict=True))
         return masks
 
+    def _omitted(self, masks: Mapping[Dim, np.ndarray]) -> dict[str, tuple[int, ...]]:
+        """The optional inputs that are left out."""
+        found: dict[str, tuple[int, ...]] = {}
+        for node, index, axes in self.structure.omitted:
+            if not all(keep_mask(axis, masks).all() for axis in axes):
+                found[node] = (*found.get(node, ()), index)
+        return dict(sorted(found.items()))
+
     def plan(self, keep: Mapping[str, np.ndarray], settings: Mapping[str, object] | None = None) -> Plan:
         """Writes down what removing units means for every tensor and every number of the model.
 
@@ -136,6 +144,7 @@ class Units:
                 for name in sorted(frozen)
             },
             {copy: origin for copy, origin in sorted(self.graph.copies.items()) if copy in shrunk},
+            self._omitted(masks),
             settings=dict(settings or {}),
         )
 
@@ -305,12 +314,8 @@ class _Finder:
         return list(taken)[: len(factors) - 1]
 
     def _before_nonlinearity(self, use: Use, leaf: Dim) -> list[Site]:
-        """The value that enters the first nonlinearity after a weight.
-
-        Nothing when only linear operators follow, or where the nonlinearity lies inside the operator, as in the gates
-        of a recurrent layer.
-        """
-        if use.op in GATES:
+        """The value that enters the first nonlinearity after a weight; nothing where there is no such tensor."""
+        if use.op in GATES:  # the gates lie inside the operator
             return []
         seen, queue = {use.data}, [use.data]
         while queue:

@@ -9,6 +9,8 @@ steer it, and yields facts:
 - `counts(entry, axis)`: an attribute or an integer input holds the size of an axis, or a position on it;
 - `pinned(axis, because)`: the axis must stay whole;
 - `untouched(axis)`: the operator does not care, whatever happens to the axis;
+- `omitted(index, *axes)`: an optional input of zeros is left out when one of these axes changes, since zeros are what
+  the operator takes without it;
 - `work(*axes)`: the multiply-accumulates of the operator are the product of these sizes.
 
 An axis that no fact of the rule mentions is pinned, and so is every axis of an operator without a rule: ignorance costs
@@ -104,6 +106,7 @@ class Node:
         outputs: the same for outputs.
         attrs: plain attributes.
         numbers: for each input that holds numbers known before any data are seen, those numbers.
+        zeros: the inputs that the model computes and that are zero everywhere.
         read: the inputs whose numbers the rule asked for; it answers for them, values elsewhere pin what they count.
     """
 
@@ -113,6 +116,7 @@ class Node:
     outputs: tuple[Tensor | None, ...]
     attrs: dict[str, Any]
     numbers: dict[int, tuple[Entry, ...]] = field(default_factory=dict)
+    zeros: frozenset[int] = frozenset()
     read: set[int] = field(default_factory=set)
 
     @property
@@ -210,13 +214,21 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
+class Omitted:
+    """An optional input is left out when one of the axes loses positions."""
+
+    input: int
+    axes: tuple[Layout, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """Multiply-accumulates: the product of sizes."""
 
     axes: tuple[Layout, ...]
 
 
-Fact = Same | Pinned | Untouched | Counts | Work
+Fact = Same | Pinned | Untouched | Counts | Omitted | Work
 Rule = Callable[[Node], Iterator[Fact]]
 
 
@@ -248,6 +260,11 @@ def untouched(axis: Layout) -> Fact:
 def counts(entry: Entry, axis: Layout, upto: int | None = None, when: tuple[Layout, ...] = ()) -> Fact:
     """States that an integer is the size of an axis, or how many positions come before position `upto`."""
     return Counts(entry, axis, upto, when)
+
+
+def omitted(index: int, *axes: Layout) -> Fact:
+    """States that an input of zeros can be left out, and is when one of these axes changes."""
+    return Omitted(index, axes)
 
 
 def work(*axes: Layout) -> Fact:

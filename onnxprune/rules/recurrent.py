@@ -15,11 +15,13 @@ from onnxprune.rules.base import (
     contracted,
     counts,
     dim,
+    omitted,
     pinned,
     produced,
     product,
     rule,
     same,
+    untouched,
     work,
 )
 
@@ -71,7 +73,14 @@ def _states(node: Node, steps: Layout, batch: Layout, d: Layout, h: Layout) -> I
     """Initial states, the last states, and the states of all steps."""
     if (lengths := node.optional(4)) is not None:
         yield same(lengths.axis(0), batch)
-    for state in filter(None, (*node.inputs[5:7], *node.outputs)):
+    given = []
+    for index, state in enumerate(node.inputs[5:7], 5):
+        if state is not None and index in node.zeros:  # exporters cut those of all layers from one tensor
+            yield from map(untouched, state.axes)
+            yield omitted(index, batch, h)
+        else:
+            given.append(state)
+    for state in filter(None, (*given, *node.outputs)):
         time = (steps,) if state.rank == 4 else ()
         order = (batch, *time, d, h) if node.attr("layout", 0) else (*time, d, batch, h)
         for axis, layout in zip(state.axes, order, strict=True):

@@ -122,6 +122,32 @@ def computed_states(draw: Draw) -> tuple[Net, list[int]]:
     return net.output(net.dense(y, width, 2)), [h]
 
 
+def stacked(net: Net, form: str, h: int) -> str:
+    """Two layers of one width, whose initial states are cut from one tensor of zeros, as exporters write it."""
+    x = net.input("T", "N" if form != "initializer" else BATCH, 2)
+    if form == "initializer":
+        zeros = net.constant(np.zeros((1, BATCH, h), np.float32), "zeros")
+    else:
+        batch = net.op("Gather", net.op("Shape", x), net.ints(1), axis=0)
+        shape, zero = net.op("Concat", net.ints(2), batch, net.ints(h), axis=0), np.zeros(1, np.float32)
+        made = net.op("Expand", net.constant(zero[0]), shape) if form == "Expand" else ""
+        made = made or net.op("ConstantOfShape", shape, value=numpy_helper.from_array(zero))
+        zeros = net.op("Slice", made, net.ints(0), net.ints(1), net.ints(0))
+    for inputs in (2, h):
+        layer(net, "LSTM", x, inputs, h, "BHC")
+        net.nodes[-1].input[5:] = [zeros, zeros]
+        x = net.op("Squeeze", net.nodes[-1].output[0], net.ints(1))
+    y = net.op("Gather", x, net.constant(np.array(-1)), axis=0)
+    return net.dense(y, h, 2)
+
+
+@case("LSTM/zeros of several layers")
+def zeros(draw: Draw) -> tuple[Net, list[int]]:
+    """They tie no layers together."""
+    net, h = Net(13, seed=draw(st.integers(0, 99))), size(draw)
+    return net.output(stacked(net, draw(st.sampled_from(["initializer", "ConstantOfShape", "Expand"])), h)), [h, h]
+
+
 @case("GRU/state of the caller")
 def fed_state(draw: Draw) -> tuple[Net, list[int]]:
     """An initial state that is an input of the model keeps the units whole; the layer below may lose some."""
@@ -162,6 +188,20 @@ def test_the_mask_reaches_into_the_recurrence(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(surgery, "OWN_READER", {})
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
         compare(units, plan)
+
+
+def test_initial_zeros_are_left_out_where_they_do_not_fit() -> None:
+    net = Net(13)
+    units = find_units(net.output(stacked(net, "Expand", 6)).graph())
+    first, second = (node.outputs[0].name for node in units.graph.nodes if node.op == "LSTM")
+    groups = list(units.groups)
+    one = units.plan({groups[0]: np.arange(6) < 3})
+    assert one.omitted == {first: (5, 6)}
+    assert "Expand" in {node.op for node in surgery.remove(units.graph, one).nodes}
+    both = units.plan({name: np.arange(6) < 3 for name in groups})
+    assert both.omitted == {first: (5, 6), second: (5, 6)}
+    assert "Expand" not in {node.op for node in surgery.remove(units.graph, both).nodes}
+    assert units.plan({}).omitted == {}
 
 
 def test_an_outsider_can_check_it() -> None:
