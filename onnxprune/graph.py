@@ -112,7 +112,7 @@ class Graph:
             tensors[name].to_constant(array)
             graph.constants[name] = array
         if values:
-            graph.gs.cleanup()
+            graph._drop_unneeded()
         return graph
 
     def without_inputs(self, omitted: Mapping[str, Iterable[int]]) -> Graph:
@@ -124,8 +124,31 @@ class Graph:
             for index in omitted.get(first_output(node), ()):
                 node.inputs[index] = gs.Variable.empty()
         if omitted:
-            graph.gs.cleanup()
+            graph._drop_unneeded()
         return graph
+
+    def _drop_unneeded(self) -> None:
+        """Drops the nodes that no output needs, and the constants that only they read."""
+        import onnx
+
+        read = self._read()
+        self.gs.cleanup()
+        needed = self._read() | captured_names(self.source.graph) | set(self.outputs)
+        needed |= {info.name for info in self.source.graph.input}  # constants may be inputs with a default value
+        gone = {name for name in read - needed if name in self.constants}
+        gone -= {self.copies[name] for name in self.copies if name not in gone}
+        self.constants = {name: array for name, array in self.constants.items() if name not in gone}
+        self.copies = {name: origin for name, origin in self.copies.items() if name not in gone}
+        source = onnx.ModelProto()
+        source.CopyFrom(self.source)
+        for kept, names in ((source.graph.initializer, lambda x: [x.name]), (source.graph.node, lambda x: x.output)):
+            for i in reversed(range(len(kept))):
+                if names(kept[i]) and gone.issuperset(names(kept[i])):
+                    del kept[i]
+        self.source = source
+
+    def _read(self) -> set[str]:
+        return {tensor.name for node in self.gs.nodes for tensor in node.inputs}
 
     def add_input(self, node: gs.Node, index: int, array: np.ndarray) -> None:
         """Gives a node of this graph a constant for an optional input that it lacks. Edits the graph."""

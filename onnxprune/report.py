@@ -169,6 +169,8 @@ def _ends(group: Group) -> list[str]:
 def _remark(group: Group) -> str:
     if group.instead_of:
         return f"shares positions with {group.instead_of}; pruned only when named by --only"
+    if group.kind == "hidden unit" and group.linear:
+        return "its gates are inside one operator and cannot be recorded"
     return "no nonlinearity between its writers and readers" if group.linear else ""
 
 
