@@ -7,7 +7,8 @@ what surgery did not touch is written as it was read.
 In memory every constant is a graphsurgeon `Constant`, whether the file had an initializer or a `Constant` node; the
 file's choice is restored on save. Each use of a constant has its own copy, because exporters merge equal constants and
 one all-zero bias shared by a whole network would tie layers together that have nothing to do with each other. Real
-weight tying (two axes or more, used by two nodes or more) stays tied. Copies that are still equal are merged on save.
+weight tying (two axes or more, used by two nodes or more) stays tied, and so do the slices of one constant. Copies
+that are still equal are merged on save.
 """
 
 from __future__ import annotations
@@ -369,6 +370,7 @@ def _unshare(graph: gs.Graph, constants: Mapping[str, np.ndarray], captured: set
         array = constants[name]
         uses = [(node, i) for node in {id(n): n for n in tensor.outputs}.values() for i in _places(node, tensor)]
         tied = sum(size > 1 for size in array.shape) > 1 and len({id(node) for node, _ in uses}) > 1
+        tied |= all(node.op == "Slice" and i == 0 for node, i in uses)  # the gates of a bias, put in order
         tied = tied and bool(array.any())  # zeros are no weights, but the initial states of several layers
         if tied:
             continue
