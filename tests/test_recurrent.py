@@ -13,6 +13,7 @@ from onnxprune.graph import Graph
 from onnxprune.moments import calibrate
 from onnxprune.records import Moments
 from onnxprune.refit import refit
+from onnxprune.report import inspection
 from onnxprune.runtime import Session
 from onnxprune.scoring import score
 from onnxprune.surgery import remove
@@ -98,4 +99,5 @@ def test_gates_cannot_be_recorded_and_the_scores_say_so() -> None:
     assert set(scores.notes.values()) == {
         "its gates are inside one operator and cannot be recorded: ranked by reconstruction cost"
     }
+    assert inspection(units).count("its gates are inside one operator and cannot be recorded") == 2
     assert all(np.isfinite(values).all() and (values > 0).all() for values in scores.by_group.values())
