@@ -42,8 +42,9 @@ class Exact:
 
 
 def find_exact(units: Units, moments: Moments) -> dict[str, Exact]:
-    """Finds dead, constant and duplicate units; constants only where every reader can take them into its bias.
+    """Finds dead, constant and duplicate units.
 
+    Constants only where every reader can take them into its bias, duplicates only where no reader is computed.
     Units that statistics run over leave a trace there, so groups that are not exact have none.
     """
     found = {}
@@ -56,7 +57,9 @@ def find_exact(units: Units, moments: Moments) -> dict[str, Exact]:
         constant = {int(unit): float(high[unit]) for unit in still if high[unit] != 0}
         if not all(_takes_constants(units.graph, reader) for reader in group.readers):
             constant = {}
-        twins = {a: b for a, b in _twins(units, group).items() if a not in dead and a not in constant}
+        stored = all(reader.tensor in units.graph.constants for reader in group.readers)  # or nobody reads b for a
+        pairs = _twins(units, group) if stored else {}
+        twins = {a: b for a, b in pairs.items() if a not in dead and a not in constant}
         if dead or constant or twins:
             found[name] = Exact(dead, constant, twins)
     return found

@@ -7,7 +7,8 @@ what surgery did not touch is written as it was read.
 In memory every constant is a graphsurgeon `Constant`, whether the file had an initializer or a `Constant` node; the
 file's choice is restored on save. Each use of a constant has its own copy, because exporters merge equal constants and
 one all-zero bias shared by a whole network would tie layers together that have nothing to do with each other. Real
-weight tying (two axes or more, used by two nodes or more) stays tied. Copies that are still equal are merged on save.
+weight tying (two axes or more, used by two nodes or more) stays tied, and so do the slices of one constant. Copies
+that are still equal are merged on save.
 """
 
 from __future__ import annotations
@@ -112,14 +113,49 @@ class Graph:
             tensors[name].to_constant(array)
             graph.constants[name] = array
         if values:
-            graph.gs.cleanup()
+            graph._drop_unneeded()
         return graph
+
+    def without_inputs(self, omitted: Mapping[str, Iterable[int]]) -> Graph:
+        """The same graph, some optional inputs left out, by first output of the node, and what only they needed."""
+        import onnx_graphsurgeon as gs
+
+        graph = self.copy()
+        for node in graph.nodes:
+            for index in omitted.get(first_output(node), ()):
+                node.inputs[index] = gs.Variable.empty()
+        if omitted:
+            graph._drop_unneeded()
+        return graph
+
+    def _drop_unneeded(self) -> None:
+        """Drops the nodes that no output needs, and the constants that only they read."""
+        import onnx
+
+        read = self._read()
+        self.gs.cleanup()
+        needed = self._read() | captured_names(self.source.graph) | set(self.outputs)
+        needed |= {info.name for info in self.source.graph.input}  # constants may be inputs with a default value
+        gone = {name for name in read - needed if name in self.constants}
+        gone -= {self.copies[name] for name in self.copies if name not in gone}
+        self.constants = {name: array for name, array in self.constants.items() if name not in gone}
+        self.copies = {name: origin for name, origin in self.copies.items() if name not in gone}
+        source = onnx.ModelProto()
+        source.CopyFrom(self.source)
+        for kept, names in ((source.graph.initializer, lambda x: [x.name]), (source.graph.node, lambda x: x.output)):
+            for i in reversed(range(len(kept))):
+                if names(kept[i]) and gone.issuperset(names(kept[i])):
+                    del kept[i]
+        self.source = source
+
+    def _read(self) -> set[str]:
+        return {tensor.name for node in self.gs.nodes for tensor in node.inputs}
 
     def add_input(self, node: gs.Node, index: int, array: np.ndarray) -> None:
         """Gives a node of this graph a constant for an optional input that it lacks. Edits the graph."""
         import onnx_graphsurgeon as gs
 
-        name = f"{node.outputs[0].name}.input{index}"
+        name = f"{first_output(node)}.input{index}"
         self.constants[name] = array
         while len(node.inputs) <= index:
             node.inputs.append(gs.Variable.empty())
@@ -231,6 +267,11 @@ class Graph:
                     fill(tensor, array)
             file.write(model.SerializeToString(deterministic=True))
         return path
+
+
+def first_output(node: gs.Node) -> str:
+    """The name of the first output that a node gives, by which the node is known; leading ones may be left out."""
+    return next((str(tensor.name) for tensor in node.outputs if tensor.name), "")
 
 
 def load(path: Path | str) -> Graph:
@@ -352,6 +393,8 @@ def _unshare(graph: gs.Graph, constants: Mapping[str, np.ndarray], captured: set
         array = constants[name]
         uses = [(node, i) for node in {id(n): n for n in tensor.outputs}.values() for i in _places(node, tensor)]
         tied = sum(size > 1 for size in array.shape) > 1 and len({id(node) for node, _ in uses}) > 1
+        tied |= all(node.op == "Slice" and i == 0 for node, i in uses)  # the gates of a bias, put in order
+        tied = tied and bool(array.any())  # zeros are no weights, but the initial states of several layers
         if tied:
             continue
         for node, i in uses if name in captured or tensor in graph.outputs else uses[1:]:

@@ -270,6 +270,7 @@ class Plan:
         frozen: tensors computed from sizes that become constants, with the shape and the values they had.
         copies: constants that the file shares between uses, and which the compact model holds apart.
         periods: sizes of the activation axes on which the kept indices repeat, such as the heads of batch x heads.
+        omitted: optional inputs of zeros that are left out, as indices, by the first output of the node.
         merged: units that were removed because another unit is equal to them, by group: {unit: its equal}.
         inexact: first outputs of the nodes whose statistics run over the kept positions alone.
         settings: how the plan was made.
@@ -283,6 +284,7 @@ class Plan:
     frozen: Mapping[str, Frozen]
     copies: Mapping[str, str]
     periods: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    omitted: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     merged: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     inexact: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -304,6 +306,7 @@ class Plan:
                 "frozen": {name: asdict(frozen) for name, frozen in self.frozen.items()},
                 "copies": dict(self.copies),
                 "periods": {name: {str(axis): n for axis, n in by.items()} for name, by in self.periods.items()},
+                "omitted": {node: list(inputs) for node, inputs in self.omitted.items()},
                 "merged": {g: {str(a): b for a, b in units.items()} for g, units in self.merged.items()},
                 "inexact": list(self.inexact),
                 "settings": dict(self.settings),
@@ -340,6 +343,7 @@ class Plan:
                 {name: Frozen(**frozen) for name, frozen in data["frozen"].items()},
                 data["copies"],
                 {name: {int(axis): n for axis, n in by.items()} for name, by in data["periods"].items()},
+                {node: tuple(inputs) for node, inputs in data["omitted"].items()},
                 {g: {int(a): b for a, b in units.items()} for g, units in data["merged"].items()},
                 tuple(data["inexact"]),
                 data["settings"],

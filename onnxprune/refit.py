@@ -22,6 +22,7 @@ from onnxprune.graph import Graph
 from onnxprune.records import Plan, Site, Weight
 from onnxprune.runtime import Feeds, Session
 from onnxprune.states import by_feature, kept_features, state_nodes
+from onnxprune.structure import label
 from onnxprune.units import Units
 
 if TYPE_CHECKING:
@@ -71,15 +72,20 @@ def refit(
 
 
 def _readers(units: Units, plan: Plan) -> list[Weight]:
-    """The readers that lost something and whose weight is a constant of its own, in the order of the graph."""
+    """The readers that lost something and whose weight is a constant of its own, in the order of the graph.
+
+    Not one that reads the results of its own node, as a recurrent layer does: they would move with it.
+    """
     found: dict[tuple[str, int], Weight] = {}
     uses: dict[str, set[str]] = {}
+    results = {label(node): {tensor.name for tensor in node.outputs} for node in units.graph.nodes}
     for group in units.groups.values():
         for reader in group.readers:
             uses.setdefault(reader.tensor, set()).add(reader.node)
-            if not kept_features(reader.site, plan).all():
+            itself = reader.site.tensor in results[reader.node]
+            if not itself and not kept_features(reader.site, plan).all():
                 found[reader.tensor, reader.axis] = reader
-    order = {node.name or node.outputs[0].name: i for i, node in enumerate(units.graph.nodes)}
+    order = {label(node): i for i, node in enumerate(units.graph.nodes)}
     own = [r for r in found.values() if r.tensor in units.graph.constants and len(uses[r.tensor]) == 1]
     return sorted((reader for reader in own if _parts(reader)), key=lambda reader: order[reader.node])
 

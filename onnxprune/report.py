@@ -169,7 +169,9 @@ def _ends(group: Group) -> list[str]:
 def _remark(group: Group) -> str:
     if group.instead_of:
         return f"shares positions with {group.instead_of}; pruned only when named by --only"
-    remarks = ["no nonlinearity between its writers and readers"] if group.linear else []
+    inside = "its gates are inside one operator and cannot be recorded"
+    between = "no nonlinearity between its writers and readers"
+    remarks = [inside if group.kind == "hidden unit" else between] if group.linear else []
     if not group.exact:
         remarks.append(NOT_EXACT)
     return "; ".join(remarks)

@@ -23,6 +23,9 @@ from onnxprune.spectral import SpectralOptions, node_scores, squared_distances
 from onnxprune.states import by_feature
 from onnxprune.units import Units
 
+BETWEEN = "no nonlinearity between its writers and readers: ranked by reconstruction cost"
+INSIDE = "its gates are inside one operator and cannot be recorded: ranked by reconstruction cost"
+
 RIDGE = 1e-3
 """Ridge of the removal cost, relative to the mean of the diagonal."""
 
@@ -215,7 +218,7 @@ def score(
         used = criterion
         if criterion == "spectral" and group.linear:
             used = "reconstruction"
-            notes[name] = "no nonlinearity between its writers and readers: ranked by reconstruction cost"
+            notes[name] = INSIDE if group.kind == "hidden unit" else BETWEEN
         scores = _FUNCTIONS[used](evidence)
         by_group[name] = np.full(group.size, np.nan)
         by_group[name][kept] = scores.max() + scores.min() - scores if reverse else scores

@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxprune import sizes
 from onnxprune.axes import Extent, Layout, dim, extent, leaves, pin, runs, times, unify
-from onnxprune.graph import Graph, captured_names
+from onnxprune.graph import Graph, captured_names, first_output
 from onnxprune.observation import Observation
 from onnxprune.records import Kept
 from onnxprune.rules import find_rule
@@ -23,6 +23,7 @@ from onnxprune.rules.base import (
     Fact,
     Node,
     Normalized,
+    Omitted,
     Pinned,
     Refusal,
     Same,
@@ -37,6 +38,11 @@ if TYPE_CHECKING:
 
 OVERRIDES_SINCE = 11
 """The first opset with ScatterElements, which puts a number in on the way to a node."""
+
+MOVES = frozenset(
+    {"Cast", "Expand", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+)
+"""Operators that give out elements of their first input alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +112,8 @@ class Structure:
         computed: values of tensors that are computed but the same for all inputs, so that they could be constants.
         values: tensors that use sizes as values; they become constants when one of these axes loses positions.
         varying: the (tensor, axis) pairs whose size depends on the sizes of the inputs.
+        omitted: first outputs of nodes, an optional input of theirs that is zero everywhere, and the layouts that make
+            it necessary to leave it out.
         batch: samples in the observed batch, by which `work` is divided.
     """
 
@@ -121,12 +129,13 @@ class Structure:
     computed: dict[str, np.ndarray] = field(default_factory=dict)
     values: dict[str, list[Layout]] = field(default_factory=dict)
     varying: frozenset[tuple[str, int]] = frozenset()
+    omitted: list[tuple[str, int, tuple[Layout, ...]]] = field(default_factory=list)
     batch: int = 1
 
 
 def label(node: gs.Node) -> str:
     """The name of a node for people: its own, or its first output's."""
-    return str(node.name or next((tensor.name for tensor in node.outputs if tensor.name), node.op))
+    return str(node.name or first_output(node) or node.op)
 
 
 def infer(graph: Graph, observation: Observation, *, residual: bool = False) -> Structure:
@@ -159,11 +168,13 @@ class _Inference:
         self.terms: dict[str, np.ndarray] = {}
         self.counts: list[tuple[gs.Node, Counts]] = []
         self.steering: list[tuple[str, str]] = []
+        self.zeros: set[str] = set()
 
     def run(self) -> Structure:
         self._start()
         for node in self.graph.nodes:
             self._follow(node)
+            self._follow_zeros(node)
             self._apply(node)
         for name in (*self.graph.outputs, *captured_names(self.graph.source.graph)):
             self._escape(name, "its size leaves the model as a value")
@@ -217,6 +228,18 @@ class _Inference:
                     values = [sizes.value_of(term) for term in terms.ravel()]
                     self.out.computed[name] = np.array(values, self.types[name]).reshape(terms.shape)
 
+    def _follow_zeros(self, node: gs.Node) -> None:
+        """Follows zeros from where the model makes them to where it has moved them."""
+        source = node.inputs[0].name if node.inputs else ""
+        if node.op == "ConstantOfShape":
+            zero = "value" not in node.attrs or not np.any(node.attrs["value"].values)
+        else:
+            array = self.graph.constants.get(source)
+            one = node.op == "Expand" and array is not None and array.size == 1 and not np.any(array)
+            zero = node.op in MOVES and (one or source in self.zeros)
+        if zero:
+            self.zeros.update(tensor.name for tensor in node.outputs)
+
     def _apply(self, node: gs.Node) -> None:
         """Applies a node's rule, and pins the axes that it does not mention."""
         view = self._view(node)
@@ -233,7 +256,7 @@ class _Inference:
             except Refusal as refusal:
                 because = str(refusal)
             if registered.linear and facts:
-                self.out.linear.add(node.outputs[0].name)
+                self.out.linear.add(first_output(node))
         seen = {id(leaf) for fact in facts for part in _parts(fact) for leaf in mentioned(part)}
         for fact in facts:
             self._state(node, fact)
@@ -256,7 +279,8 @@ class _Inference:
             if tensor.name in self.terms
         }
         inputs, outputs = (tuple(self._tensor(t.name) for t in x) for x in (node.inputs, node.outputs))
-        return Node(node.op, self.graph.opset(node.domain or ""), inputs, outputs, attrs, numbers)
+        zeros = frozenset(i for i, tensor in enumerate(node.inputs) if tensor.name in self.zeros)
+        return Node(node.op, self.graph.opset(node.domain or ""), inputs, outputs, attrs, numbers, zeros)
 
     def _tensor(self, name: str) -> Tensor | None:
         return Tensor(name, self.out.axes[name], name in self.out.constant) if name in self.out.axes else None
@@ -277,15 +301,17 @@ class _Inference:
             self.counts.append((node, fact))
         elif isinstance(fact, Called):
             self.out.kinds.append((fact.axis, fact.kind))
+        elif isinstance(fact, Omitted):
+            self.out.omitted.append((first_output(node), fact.input, fact.axes))
         elif isinstance(fact, Work):
-            self.out.work[node.outputs[0].name] = fact.axes
+            self.out.work[first_output(node)] = fact.axes
 
     def _note_use(self, node: gs.Node, fact: Same) -> None:
         """Notes which weight reads or writes which units."""
         data, weight = (fact.a, fact.b) if fact.role == "reads" else (fact.b, fact.a)
         weights = [self.place[id(leaf)] for leaf in mentioned(weight) if id(leaf) in self.place]
         others = [self.place[id(leaf)] for leaf in mentioned(data) if id(leaf) in self.place]
-        use = partial(Use, fact.role, label(node), node.op, node.outputs[0].name)
+        use = partial(Use, fact.role, label(node), node.op, first_output(node))
         for name, axis in weights:
             for other, other_axis in others:
                 if name in self.out.constant:
@@ -343,7 +369,7 @@ class _Inference:
     def _number(self, node: gs.Node, fact: Counts) -> tuple[Number | None, bool]:
         """The integer of a fact if it has to be written, and whether something had to be pinned for want of a way."""
         if fact.entry.input is None or not fact.entry.stated:
-            number = Number(node.outputs[0].name, fact.entry, None, fact.axis, fact.upto, fact.when)
+            number = Number(first_output(node), fact.entry, None, fact.axis, fact.upto, fact.when)
             return (number if _is_free(fact.axis) or not fact.entry.stated else None), False
         term, fact = self._narrowed(node, fact)
         sources = self._sources(term)
@@ -353,7 +379,7 @@ class _Inference:
             return None, False
         place = term.place if isinstance(term, sizes.Literal | sizes.Computed) else None
         if place or self._may_override(node, fact.entry):
-            return Number(node.outputs[0].name, fact.entry, place, fact.axis, fact.upto, sources), False
+            return Number(first_output(node), fact.entry, place, fact.axis, fact.upto, sources), False
         because = f"{node.op} has a size of it from a computation that would not follow"
         return None, self._pin([fact.axis, *sources], because, label(node))
 
@@ -410,8 +436,8 @@ def _parts(fact: Fact) -> Iterator[Layout]:
     """The layouts that a fact speaks of."""
     if isinstance(fact, Same):
         yield from (fact.a, fact.b)
-    elif isinstance(fact, Work | Called):
-        return  # counting and naming are no statements about what may happen to an axis
+    elif isinstance(fact, Called | Omitted | Work):
+        return  # none of them is a statement about what may happen to an axis
     else:
         yield fact.axis
 

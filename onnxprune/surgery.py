@@ -7,6 +7,8 @@ holds some; what it computes is what the compact model must compute.
 Where statistics run over removed positions (`plan.inexact`), zeros would take part in them, and nothing that is masked
 computes what the compact model does. There the reference is the original in which these nodes alone see the kept
 positions: their inputs are gathered, their results put back between zeros, and everything else stays masked.
+
+A recurrent layer reads its own results before a mask behind it can act, so there the weight that reads them is masked.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxprune.errors import PlanError, VerificationError
-from onnxprune.graph import Graph
+from onnxprune.graph import Graph, first_output
 from onnxprune.records import KeptIndices, Plan, Written, reference
 from onnxprune.runtime import Feeds, Session
 from onnxprune.units import Units
@@ -25,6 +27,9 @@ from onnxprune.units import Units
 if TYPE_CHECKING:
     import onnx
     import onnx_graphsurgeon as gs
+
+OWN_READER = {"GRU": 2, "LSTM": 2, "RNN": 2}
+"""For operators that read their own results: the input that holds the weight for it, along its last axis."""
 
 TOLERANCE = 1e-4
 """Largest difference between the compact and the masked model, relative to the largest output (1 at least)."""
@@ -61,9 +66,9 @@ def remove(graph: Graph, plan: Plan) -> Graph:
         name: {axis: None if axis in plan.periods.get(name, {}) else len(kept) for axis, kept in axes.items()}
         for name, axes in plan.activations.items()
     }
-    out = graph.with_constants(values).with_shapes(sizes).with_frozen(frozen)
+    out = graph.with_constants(values).with_shapes(sizes).with_frozen(frozen).without_inputs(plan.omitted)
     for node in out.nodes:
-        _write_numbers(node, by_node.get(node.outputs[0].name, []), out)
+        _write_numbers(node, by_node.get(first_output(node), []), out)
     return out
 
 
@@ -97,6 +102,8 @@ def _write_numbers(node: gs.Node, numbers: list[Written], graph: Graph) -> None:
 def mask(units: Units, plan: Plan) -> onnx.ModelProto:
     """The whole model, with zeros behind every node at the positions that a plan gives up.
 
+    Where a node reads its own results, zeros take the place of the weights that read these positions.
+
     Args:
         units: the model that the plan was made for; of its layouts only ranks and sizes are used.
         plan: what to keep.
@@ -110,10 +117,14 @@ def mask(units: Units, plan: Plan) -> onnx.ModelProto:
     model = units.graph.proto()
     inferred = shape_inference.infer_shapes(model).graph
     types = {info.name: info.type.tensor_type.elem_type for info in inferred.value_info}
+    own = _own_readers(units.graph, plan)
     nodes = []
     for node in model.graph.node:
         narrow = node.output[0] in plan.inexact
         nodes += [*(_gathered(node, units, plan, model.graph) if narrow else ()), node]
+        for i, array in own.get(next(filter(None, node.output), ""), {}).items():
+            node.input[i] = f"{node.input[i]}:{len(model.graph.initializer)}"
+            model.graph.initializer.append(numpy_helper.from_array(array, node.input[i]))
         for i, name in enumerate(node.output):
             if name not in plan.activations:
                 continue
@@ -212,6 +223,23 @@ def _spread(kept: tuple[int, ...], size: int) -> tuple[int, ...]:
     """For each position of an axis where it lies among the kept ones; 0 for the others, which are masked anyway."""
     alive = np.isin(np.arange(size), kept)
     return tuple(np.maximum(np.cumsum(alive) - 1, 0).tolist())
+
+
+def _own_readers(graph: Graph, plan: Plan) -> dict[str, dict[int, np.ndarray]]:
+    """For nodes that read their own results, by first output and input: the weight that does, removed columns zero.
+
+    One that the model computes is masked like any other result.
+    """
+    found: dict[str, dict[int, np.ndarray]] = {}
+    for node in graph.nodes:
+        index = OWN_READER.get(node.op)
+        name = node.inputs[index].name if index is not None else ""
+        axis = graph.constants[name].ndim - 1 if index is not None and name in graph.constants else -1
+        if index is not None and axis in plan.initializers.get(name, {}):
+            keep = _mask_array(list(graph.constants[name].shape), {axis: plan.initializers[name][axis]})
+            masked = np.where(keep, graph.constants[name], graph.constants[name].dtype.type(0))
+            found[first_output(node)] = {index: masked}
+    return found
 
 
 def _mask_array(shape: list[int], kept: KeptIndices) -> np.ndarray:

@@ -33,10 +33,10 @@ from onnxprune.axes import (
 )
 from onnxprune.costs import Costs, polynomial
 from onnxprune.errors import PlanError
-from onnxprune.graph import Graph
+from onnxprune.graph import Graph, first_output
 from onnxprune.observation import observe
 from onnxprune.records import Frozen, Group, Kept, KeptAxis, Plan, Site, States, Weight, Written
-from onnxprune.rules.base import CHANNEL, HEAD, KINDS, NEURON
+from onnxprune.rules.base import CHANNEL, HEAD, HIDDEN, KINDS, NEURON
 from onnxprune.runtime import Feeds
 from onnxprune.states import by_feature
 from onnxprune.structure import Number, Structure, Use, infer
@@ -94,6 +94,14 @@ class Units:
             masks |= dict(zip(self.leaves[name], np.split(np.asarray(mask, bool), borders), strict=True))
         return masks
 
+    def _omitted(self, masks: Mapping[Dim, np.ndarray]) -> dict[str, tuple[int, ...]]:
+        """The optional inputs that are left out."""
+        found: dict[str, tuple[int, ...]] = {}
+        for node, index, axes in self.structure.omitted:
+            if not all(keep_mask(axis, masks).all() for axis in axes):
+                found[node] = (*found.get(node, ()), index)
+        return dict(sorted(found.items()))
+
     def plan(self, keep: Mapping[str, np.ndarray], settings: Mapping[str, object] | None = None) -> Plan:
         """Writes down what removing units means for every tensor and every number of the model.
 
@@ -144,6 +152,7 @@ class Units:
             },
             {copy: origin for copy, origin in sorted(self.graph.copies.items()) if copy in shrunk},
             dict(sorted(periods.items())),
+            self._omitted(masks),
             inexact=tuple(
                 output
                 for output, axes in sorted(self.structure.normalized.items())
@@ -300,7 +309,7 @@ class _Finder:
         kind = self._kind(members, writers, readers) if exact else CHANNEL
         size = sum(leaf.size for leaf in members)
         after = self._states(post, members, readers[0], whole=True)
-        before = self._states(pre, members, readers[0]) or after
+        before = after if pre.keys() == post.keys() else self._states(pre, members, readers[0]) or after
         return Group(name, kind, size, writers, readers, before, after, "", exact)
 
     def _weights(self, role: str, members: list[Dim]) -> Iterator[Weight]:
@@ -363,13 +372,15 @@ class _Finder:
         return list(taken)[: len(factors) - 1]
 
     def _before_nonlinearity(self, use: Use, leaf: Dim) -> list[Site]:
-        """The value that enters the first nonlinearity after a weight; nothing when only linear operators follow."""
+        """The value that enters the first nonlinearity after a weight; nothing where there is no such tensor."""
+        if self.kinds.get(leaf) == HIDDEN:  # the gates lie inside the operator
+            return []
         seen, queue = {use.data}, [use.data]
         while queue:
             tensor = queue.pop(0)
             for node in self.readers_of[tensor]:
                 outputs = [t.name for t in node.outputs if t.name in self.places[leaf]]
-                if self._reads(node, tensor, leaf):
+                if self._reads(node, tensor, leaf) or node.op in ("Shape", "Size"):
                     continue
                 if not self._is_linear(node):
                     return [self._site(tensor, self.places[leaf][tensor])]
@@ -379,12 +390,12 @@ class _Finder:
 
     def _reads(self, node: gs.Node, tensor: str, leaf: Dim) -> bool:
         """Whether a node contracts these units, so that the way from the writer ends there."""
-        output = node.outputs[0].name
+        output = first_output(node)
         return any(use.data == tensor and use.output == output for use in self.uses["reads"][leaf])
 
     def _is_linear(self, node: gs.Node) -> bool:
         """Whether a node is linear: its operator is, and what it multiplies by is constant."""
-        if node.outputs[0].name not in self.structure.linear:
+        if first_output(node) not in self.structure.linear:
             return False
         data = [t for t in node.inputs if t.name and t.name not in self.structure.constant]
         return len(data) < 2 or node.op in ("Add", "Sub", "Sum", "Mean", "Concat")

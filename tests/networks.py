@@ -269,6 +269,36 @@ class OptionA(nn.Module):
         return self.head(functional.avg_pool2d(self.c(x) + x, 8).flatten(1))
 
 
+class Recurrent(nn.Module):
+    """Two recurrent layers, the last step classified."""
+
+    def __init__(self, kind: type[nn.RNNBase], *, bidirectional: bool = False) -> None:
+        super().__init__()
+        self.layers = kind(6, 16, 2, batch_first=True, bidirectional=bidirectional)
+        self.head = nn.Linear(32 if bidirectional else 16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layers(x)[0][:, -1])
+
+
+class Causal(nn.Module):
+    """A temporal convolutional network: padded to the left, dilated more and more, residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.narrow = nn.Conv1d(4, 16, 1)
+        self.layers = nn.ModuleList(nn.Conv1d(c, 16, 3, dilation=2**i) for i, c in enumerate((4, 16, 16, 16)))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for i in (0, 2):
+            h = x
+            for layer in self.layers[i : i + 2]:
+                h = torch.relu(layer(functional.pad(h, (2 * layer.dilation[0], 0))))
+            x = torch.relu(h + (x if i else self.narrow(x)))
+        return self.head(x[:, :, -1])
+
+
 def networks() -> dict[str, tuple[type[nn.Module] | object, tuple[int, ...], float]]:
     """For each network how to make it, the shape of its input, and the least share of parameters that must go.
 
@@ -289,6 +319,11 @@ def networks() -> dict[str, tuple[type[nn.Module] | object, tuple[int, ...], flo
         "temporal": (Temporal, (2, 4, 20), 0.40),
         "superresolution": (SuperResolution, (2, 3, 8, 8), 0.68),
         "autoencoder": (Autoencoder, (2, 3, 16, 16), 0.45),
+        "causal": (Causal, (2, 4, 20), 0.70),
+        "lstm": (lambda: Recurrent(nn.LSTM), (2, 7, 6), 0.68),
+        "lstm_both_ways": (lambda: Recurrent(nn.LSTM, bidirectional=True), (2, 7, 6), 0.70),
+        "gru_both_ways": (lambda: Recurrent(nn.GRU, bidirectional=True), (2, 7, 6), 0.70),
+        "rnn": (lambda: Recurrent(nn.RNN), (2, 7, 6), 0.60),
         "option_a": (OptionA, (2, 3, 16, 16), 0.70),
     }
 

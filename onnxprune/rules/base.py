@@ -12,6 +12,8 @@ steer it, and yields facts:
   run over the positions that are left, which is not what a mask computes;
 - `untouched(axis)`: the operator does not care, whatever happens to the axis;
 - `called(axis, kind)`: what a unit of the axis is, in the reader's words;
+- `omitted(index, *axes)`: an optional input of zeros is left out when one of these axes changes, since zeros are what
+  the operator takes without it;
 - `work(*axes)`: the multiply-accumulates of the operator are the product of these sizes.
 
 An axis that no fact of the rule mentions is pinned, and so is every axis of an operator without a rule: ignorance costs
@@ -107,6 +109,7 @@ class Node:
         outputs: the same for outputs.
         attrs: plain attributes.
         numbers: for each input that holds numbers known before any data are seen, those numbers.
+        zeros: the inputs that the model computes and that are zero everywhere.
         read: the inputs whose numbers the rule asked for; it answers for them, values elsewhere pin what they count.
     """
 
@@ -116,6 +119,7 @@ class Node:
     outputs: tuple[Tensor | None, ...]
     attrs: dict[str, Any]
     numbers: dict[int, tuple[Entry, ...]] = field(default_factory=dict)
+    zeros: frozenset[int] = frozenset()
     read: set[int] = field(default_factory=set)
 
     @property
@@ -229,16 +233,24 @@ class Called:
 
 
 @dataclass(frozen=True, slots=True)
+class Omitted:
+    """An optional input is left out when one of the axes loses positions."""
+
+    input: int
+    axes: tuple[Layout, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """Multiply-accumulates: the product of sizes."""
 
     axes: tuple[Layout, ...]
 
 
-HEAD, CHANNEL, NEURON = KINDS = ("head", "channel", "neuron")
+HEAD, HIDDEN, CHANNEL, NEURON = KINDS = ("head", "hidden unit", "channel", "neuron")
 """What units are, strongest first: a unit that several operators name goes by the strongest name."""
 
-Fact = Same | Pinned | Normalized | Untouched | Counts | Called | Work
+Fact = Same | Pinned | Normalized | Untouched | Counts | Called | Omitted | Work
 Rule = Callable[[Node], Iterator[Fact]]
 
 
@@ -280,6 +292,11 @@ def counts(entry: Entry, axis: Layout, upto: int | None = None, when: tuple[Layo
 def called(axis: Layout, kind: str) -> Fact:
     """States what a unit of an axis is, in the reader's words: one of `KINDS`."""
     return Called(axis, kind)
+
+
+def omitted(index: int, *axes: Layout) -> Fact:
+    """States that an input of zeros can be left out, and is when one of these axes changes."""
+    return Omitted(index, axes)
 
 
 def work(*axes: Layout) -> Fact:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from onnxprune.rules.base import (
@@ -9,7 +10,9 @@ from onnxprune.rules.base import (
     HEAD,
     MICROSOFT,
     Fact,
+    Layout,
     Node,
+    Refusal,
     Tensor,
     called,
     contracted,
@@ -21,6 +24,7 @@ from onnxprune.rules.base import (
     product,
     rule,
     same,
+    untouched,
     work,
 )
 
@@ -129,3 +133,70 @@ def _multiplied(a: Tensor, b: Tensor, y: Tensor, n: int | None, k_a: int, k_b: i
         if columns is not None and m is not None:
             yield same(b.axis(m), columns)
     yield work(*y.axes, a.axis(k_a))
+
+
+@rule("Einsum", linear=True)
+def einsum(node: Node) -> Iterator[Fact]:
+    """Y = sum over the letters that Y lacks of the product of all operands; axes of size 1 broadcast."""
+    operands = [node.input(i) for i in range(len(node.inputs))]
+    *terms, result = _terms(node, operands)
+    repeated = {letter for term in terms for letter, times in Counter(term).items() if times > 1}
+    made = dict(zip(result, node.output.axes, strict=True))
+    places: dict[str, list[tuple[Tensor, Layout]]] = {}
+    for term, operand in zip(terms, operands, strict=True):
+        for letter, axis in zip(term, operand.axes, strict=True):
+            places.setdefault(letter, []).append((operand, axis))
+    for letter, found in places.items():
+        if letter in repeated:
+            for _, axis in found:
+                yield pinned(axis, "Einsum takes a diagonal of this axis")
+        elif letter in made:
+            yield from _given_out(found, made[letter])
+            if len(places) > len(made) and sum(not operand.constant for operand, _ in found) > 1:
+                yield called(made[letter], HEAD)
+        else:
+            yield from _summed(found)
+    if len(operands) == 2:
+        yield work(*(max((axis for _, axis in found), key=lambda axis: axis.size) for found in places.values()))
+
+
+def _terms(node: Node, operands: list[Tensor]) -> list[list[str]]:
+    """The letters of each operand and of the result; the axes of an ellipsis are numbered from its right end."""
+    inputs, arrow, given = str(node.attr("equation", "")).replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    hidden = [t.rank - len(term.replace("...", "")) for t, term in zip(operands, terms, strict=True) if "..." in term]
+    ellipsis = [f"...{i}" for i in range(max(hidden, default=0), 0, -1)]
+    if not arrow:
+        letters = Counter(inputs.replace("...", "").replace(",", ""))
+        given = "..." * bool(hidden) + "".join(sorted(letter for letter, times in letters.items() if times == 1))
+    ranks = [*(operand.rank for operand in operands), node.output.rank]
+    out = []
+    for term, rank in zip((*terms, given), ranks, strict=True):
+        before, dots, after = term.partition("...")
+        covered = rank - len(before) - len(after)
+        out.append([*before, *(ellipsis[len(ellipsis) - covered :] if dots else ()), *after])
+    if len(set(out[-1])) < len(out[-1]) or any(len(term) != rank for term, rank in zip(out, ranks, strict=True)):
+        raise Refusal(f"Einsum has an equation that does not fit its operands: {node.attr('equation', '')}")
+    return out
+
+
+def _given_out(found: list[tuple[Tensor, Layout]], y: Layout) -> Iterator[Fact]:
+    """An axis of the result: made by weights, unless an activation has it too."""
+    whole = [(operand, axis) for operand, axis in found if axis.size == y.size]
+    weights = all(operand.constant for operand, _ in whole)
+    for _, axis in whole:
+        yield produced(axis, y) if weights else same(axis, y)
+
+
+def _summed(found: list[tuple[Tensor, Layout]]) -> Iterator[Fact]:
+    """An axis that is summed over: masked activations add nothing, and whatever meets them reads them."""
+    size = max(axis.size for _, axis in found)
+    whole = [axis for _, axis in found if axis.size == size]
+    data = next((axis for operand, axis in found if axis.size == size and not operand.constant), None)
+    for axis in whole:
+        if data is None:
+            yield pinned(axis, "Einsum sums over this axis of weights alone")
+        elif axis is data:
+            yield untouched(axis)
+        else:
+            yield contracted(data, axis)

@@ -22,8 +22,11 @@ CASES: dict[str, dict[str, Case]] = {}
 
 SINGLE = {
     "ConvTranspose/grouped": "the reference evaluator takes no groups",
+    "GRU/lengths": "the reference evaluator ignores lengths, activations and clip",
     "GlobalLpPool": "the reference evaluator lacks it",
+    "LSTM/lengths": "the reference evaluator ignores lengths, activations and clip",
     "MeanVarianceNormalization": "the reference evaluator knows it in float32 alone",
+    "RNN/lengths": "the reference evaluator ignores lengths, activations and clip",
     "Resize": "the reference evaluator lacks opset 10",
     "Shape": "the scale is a constant of the model's own precision once it is frozen",
     "Upsample": "the reference evaluator lacks it",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import strategies as st
 
 from builders import Net
+from onnxprune.rules import find_rule
+from onnxprune.rules.base import Node, Refusal, Tensor, dim
+from onnxprune.units import find_units
 from rules.cases import CASES, Draw, case, check_case, maps, opset, read, rows, size
 
 
@@ -113,6 +117,73 @@ def matmul_activations(draw: Draw) -> tuple[Net, list[int]]:
     scores = net.op("MatMul", q, net.op("Transpose", k, perm=[0, 2, 1]))
     read_too = net.op("MatMul", k, net.weight(n, 5))
     return net.output(net.op("Add", scores, read_too)), [n]
+
+
+@case("Einsum")
+def einsum(draw: Draw) -> tuple[Net, list[int]]:
+    """Dense layers over the last axis, in every spelling of the equation."""
+    n, m = size(draw), size(draw)
+    net = Net(opset(draw, 12, 22), seed=draw(st.integers(0, 99)))
+    x = net.input("N", 3, 4)
+    first = draw(st.sampled_from(["btd,df->btf", "...d,df->...f", "...ij,jk", "i j d, d f -> i j f"]))
+    h = net.op("Relu", net.op("Einsum", x, net.weight(4, n), equation=first))
+    swapped = draw(st.booleans())  # the weight in front, and stored the other way round
+    second, shape = ("Fd,...d->...F", (m, n)) if swapped else ("btd,dF->btF", (n, m))
+    weight = net.weight(*shape)
+    h = net.op("Einsum", *((weight, h) if swapped else (h, weight)), equation=second)
+    return net.output(net.op("MatMul", net.op("Tanh", h), net.weight(m, 2))), [n, m]
+
+
+@case("Einsum/heads")
+def einsum_attention(draw: Draw) -> tuple[Net, list[int]]:
+    """Attention whose weights have an axis for the heads: heads and widths of values; no weight reads the others."""
+    n, h = size(draw, 2, 4), size(draw, 2, 3)
+    d, e = size(draw, 2, 5), size(draw, 2, 5)
+    net = Net(17, seed=draw(st.integers(0, 99)))
+    x = net.input("N", 5, 4)
+    q, k, v = (net.op("Einsum", x, net.weight(4, h, w), equation="btc,chd->bhtd") for w in (d, d, e))
+    scores = net.op("Softmax", net.op("Einsum", q, k, equation="bhqd,bhkd->bhqk"), axis=-1)
+    mixed = net.op("Einsum", scores, v, equation="bhqk,bhke->bqhe")
+    y = net.op("Einsum", mixed, net.weight(h, e, n), equation="bqhe,hen->bqn")
+    y = net.op("MatMul", net.op("Relu", y), net.weight(n, 2))
+    return net.output(y), [n, h, e]
+
+
+@case("Einsum/whole axes")
+def einsum_whole(draw: Draw) -> tuple[Net, list[int]]:
+    """A diagonal and a sum over weights alone need their axes whole; what broadcasts and what is scaled passes."""
+    net, h, n = rows(draw, 17)
+    h = net.op("Relu", h)
+    scaled = net.op("Einsum", h, net.weight(n), equation="bi,i->bi")
+    broadcast = net.op("Einsum", scaled, net.weight(3, 1), equation="bi,ki->bi")
+    diagonal = net.op("Einsum", net.op("Unsqueeze", h, net.ints(1)), net.weight(5, 4, 4), equation="bxi,jkk->bji")
+    y = net.op("Einsum", diagonal, net.weight(5, n, 2), equation="bji,jic->bc")
+    return net.output(net.op("Add", net.op("Einsum", broadcast, net.weight(n, 2), equation="bi,ic"), y)), [n, 5]
+
+
+@case("Einsum/one operand")
+def einsum_alone(draw: Draw) -> tuple[Net, list[int]]:
+    """A transposition, and a sum to which masked units add nothing."""
+    net, h, n = rows(draw, 17)
+    h = net.op("Relu", h)
+    turned = net.op("Einsum", h, equation="ba")
+    total = net.op("Unsqueeze", net.op("Einsum", h, equation="bi->b"), net.ints(1))
+    y = net.op("Gemm", turned, net.weight(n, 2), transA=1)
+    return net.output(net.op("Add", y, total)), [n]
+
+
+@pytest.mark.parametrize("equation", ["bi->bii", "b->b", "bi->"])
+def test_equations_that_do_not_fit_are_refused(equation: str) -> None:
+    x, y = (Tensor(name, (dim(3), dim(4)), constant=False) for name in "xy")
+    with pytest.raises(Refusal, match=f"^Einsum has an equation that does not fit its operands: {equation}$"):
+        list(find_rule("", "Einsum", 12).rule(Node("Einsum", 12, (x,), (y,), {"equation": equation})))
+
+
+def test_einsum_counts_its_work() -> None:
+    net = Net(17)
+    h = net.op("Relu", net.op("Einsum", net.input(2, 5, 4), net.weight(4, 6), equation="...c,cd->...d"))
+    units = find_units(net.output(net.op("Einsum", h, net.weight(6, 3), equation="btd,de")).graph())
+    assert [units.cost(keep)[1] for keep in ({}, {"c0": np.arange(6) < 2})] == [5 * (4 + 3) * d for d in (6, 2)]
 
 
 @pytest.mark.parametrize("name", CASES[__name__])
