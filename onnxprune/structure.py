@@ -16,7 +16,7 @@ from onnxprune.graph import Graph, captured_names
 from onnxprune.observation import Observation
 from onnxprune.records import Kept
 from onnxprune.rules import find_rule
-from onnxprune.rules.base import Counts, Entry, Fact, Node, Pinned, Refusal, Same, Tensor, Work, mentioned
+from onnxprune.rules.base import Counts, Entry, Fact, Node, Pinned, Refusal, Same, Stated, Tensor, Work, mentioned
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -51,13 +51,13 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """An integer of the model that holds a size or a position.
+    """A number of the model that holds a size or a position, or that would follow one and must not.
 
     Attributes:
         node: the first output of the node that is steered.
         entry: where the node has it.
         place: where it must be written, if the node has it from an input.
-        axis: the layout whose positions it counts.
+        axis: the layout whose positions it counts; None where it keeps its value.
         upto: how many of them, all when None.
         when: axes that make it necessary to write it, although it has the same value: the model computes it from
             their sizes, or implies it by them.
@@ -66,7 +66,7 @@ class Number:
     node: str
     entry: Entry
     place: sizes.Place | None
-    axis: Layout
+    axis: Layout | None
     upto: int | None
     when: tuple[Layout, ...] = ()
 
@@ -133,6 +133,7 @@ class _Inference:
         self.place = {id(axis): (name, i) for name, tensor in axes.items() for i, axis in enumerate(tensor)}
         self.terms: dict[str, np.ndarray] = {}
         self.counts: list[tuple[gs.Node, Counts]] = []
+        self.stated: list[Number] = []
         self.steering: list[tuple[str, str]] = []
 
     def run(self) -> Structure:
@@ -241,6 +242,9 @@ class _Inference:
             pin(fact.axis, Kept(fact.because, label(node)))
         elif isinstance(fact, Counts):
             self.counts.append((node, fact))
+        elif isinstance(fact, Stated):
+            entry = Entry(fact.value, True, fact.name, None, 0, stated=False)
+            self.stated.append(Number(node.outputs[0].name, entry, None, None, None, fact.when))
         elif isinstance(fact, Work):
             self.out.work[node.outputs[0].name] = fact.axes
 
@@ -270,7 +274,7 @@ class _Inference:
         settled = False
         while not settled:
             settled = True
-            self.out.numbers = []
+            self.out.numbers = list(self.stated)
             written: dict[sizes.Place, Number] = {}
             for node, fact in self.counts:
                 number, pinned = self._number(node, fact)
@@ -281,7 +285,8 @@ class _Inference:
                 other = written.setdefault(number.place, number) if number.place else number
                 if _meaning(other) != _meaning(number):
                     because = f"{node.op} shares a number with another node"
-                    settled &= not self._pin([number.axis, other.axis], because, label(node))
+                    axes = [axis for axis in (number.axis, other.axis) if axis is not None]
+                    settled &= not self._pin(axes, because, label(node))
 
     def _number(self, node: gs.Node, fact: Counts) -> tuple[Number | None, bool]:
         """The integer of a fact if it has to be written, and whether something had to be pinned for want of a way."""
@@ -328,8 +333,8 @@ def _parts(fact: Fact) -> Iterator[Layout]:
     """The layouts that a fact speaks of."""
     if isinstance(fact, Same):
         yield from (fact.a, fact.b)
-    elif isinstance(fact, Work):
-        return  # counting an operation is no statement about what may happen to an axis
+    elif isinstance(fact, Stated | Work):
+        return  # counting operations or keeping a scale is no statement about what may happen to an axis
     else:
         yield fact.axis
 
@@ -339,4 +344,4 @@ def _is_free(layout: Layout) -> bool:
 
 
 def _meaning(number: Number) -> Any:
-    return number.upto, sorted(extent(number.axis).items())
+    return number.upto, None if number.axis is None else sorted(extent(number.axis).items())

@@ -71,7 +71,7 @@ def _write_numbers(node: gs.Node, numbers: list[Written], graph: Graph) -> None:
             added[number.input].append(number)
     for name, entries in attributes.items():
         old = node.attrs.get(name, [])
-        if isinstance(old, int):
+        if isinstance(old, int | float) or isinstance(entries[0].value, float):
             node.attrs[name] = entries[0].value
         else:
             new = list(old) or [0] * len(entries)

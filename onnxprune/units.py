@@ -143,17 +143,20 @@ def _written(numbers: Iterable[Number], masks: Mapping[Dim, np.ndarray]) -> Iter
     """The numbers that change, and all of a list of implied ones as soon as one of it does."""
     rows: list[tuple[Number, Written, bool]] = []
     for number in numbers:
-        mask = keep_mask(number.axis, masks)
-        after = int(mask[: number.upto].sum())
         entry = number.entry
+        after, changed = entry.value or 0, False
+        if number.axis is not None:
+            mask = keep_mask(number.axis, masks)
+            after = int(mask[: number.upto].sum())
+            changed = not mask.all() and after != entry.value  # a position counted from the end moves with the size
         constant, index = number.place or ("", entry.index)
-        where = -1 if entry.input is None else entry.input
-        changed = not mask.all() and after != entry.value  # a position counted from the end moves with the size
+        source = -1 if entry.input is None else entry.input
         changed |= any(not keep_mask(axis, masks).all() for axis in number.when)
-        rows.append((number, Written(number.node, entry.attr or "", where, constant, index, after), changed))
-    stirred = {number.node for number, _, changed in rows if changed}
+        rows.append((number, Written(number.node, entry.attr or "", source, constant, index, after), changed))
+    stirred = {(written.node, written.attribute, written.input) for _, written, changed in rows if changed}
     for number, written, changed in rows:
-        if changed or (not number.entry.stated and number.node in stirred):
+        where = written.node, written.attribute, written.input
+        if changed or (not number.entry.stated and where in stirred):
             yield written
 
 

@@ -9,6 +9,7 @@ steer it, and yields facts:
 - `counts(entry, axis)`: an attribute or an integer input holds the size of an axis, or a position on it;
 - `pinned(axis, because)`: the axis must stay whole;
 - `untouched(axis)`: the operator does not care, whatever happens to the axis;
+- `stated(name, value, *axes)`: an attribute that the operator derives from these axes must be written when they change;
 - `work(*axes)`: the multiply-accumulates of the operator are the product of these sizes.
 
 An axis that no fact of the rule mentions is pinned, and so is every axis of an operator without a rule: ignorance costs
@@ -210,13 +211,22 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
+class Stated:
+    """An attribute that the operator would derive from the sizes of axes; written down when one of them changes."""
+
+    name: str
+    value: float
+    when: tuple[Layout, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """Multiply-accumulates: the product of sizes."""
 
     axes: tuple[Layout, ...]
 
 
-Fact = Same | Pinned | Untouched | Counts | Work
+Fact = Same | Pinned | Untouched | Counts | Stated | Work
 Rule = Callable[[Node], Iterator[Fact]]
 
 
@@ -248,6 +258,11 @@ def untouched(axis: Layout) -> Fact:
 def counts(entry: Entry, axis: Layout, upto: int | None = None, when: tuple[Layout, ...] = ()) -> Fact:
     """States that an integer is the size of an axis, or how many positions come before position `upto`."""
     return Counts(entry, axis, upto, when)
+
+
+def stated(name: str, value: float, *when: Layout) -> Fact:
+    """States that an attribute is derived from the sizes of these axes, and keeps its value when they change."""
+    return Stated(name, value, when)
 
 
 def work(*axes: Layout) -> Fact:
