@@ -92,13 +92,19 @@ def multi_head_attention(node: Node) -> Iterator[Fact]:
         keys = product(heads.shared, heads.width)
         yield same(bias.axis(0), concat(keys, keys, product(heads.shared, heads.values)))
         yield pinned(heads.width, INSIDE)
-    yield from _scaled(node, heads.width)
+    if k.rank == 4:  # as ONNX Runtime wants it
+        yield same(heads.width, heads.values)
+    if not node.attr("scale", 0.0):
+        yield stated("scale", heads.width.size**-0.5, heads.width)
     yield counts(number[0], heads.shared)
 
 
 @rule("GroupQueryAttention", domain=MICROSOFT)
 def group_query_attention(node: Node) -> Iterator[Fact]:
-    """The same with e = d, and with queries, keys and values in one tensor [(k,g,d) + (k,d) + (k,d)] or in three."""
+    """The same with e = d, and with queries, keys and values in one tensor [(k,g,d) + (k,d) + (k,d)] or in three.
+
+    The width stays: ONNX Runtime takes none but certain multiples.
+    """
     x, k, v, y = node.input(0), node.optional(1), node.optional(2), node.output
     queries, shared = node.entries("num_heads"), node.entries("kv_num_heads")
     heads = _heads(_count(queries, x), _count(shared, x), y, y)
@@ -109,12 +115,10 @@ def group_query_attention(node: Node) -> Iterator[Fact]:
         yield from _attended(node, heads, (), past=3)
     else:
         yield from _attended(node, heads, (x, k, v), past=3)
-    if node.attr("do_rotary", 0) or any(node.optional(i) is not None for i in range(12, len(node.inputs))):
-        yield pinned(heads.width, INSIDE)
+    yield pinned(heads.width, "ONNX Runtime takes certain multiples as the width of a head only")
     yield from _scores(node.optional(10), heads)
     if (sink := node.optional(11)) is not None:
         yield same(sink.axis(0), heads.queries)
-    yield from _scaled(node, heads.width)
     yield counts(queries[0], heads.queries)
     yield counts(shared[0], heads.shared)
 
@@ -199,12 +203,6 @@ def _scores(x: Tensor | None, heads: Heads) -> Iterator[Fact]:
     """Masks, biases and scores are [B,(k,g),S,T], or lack leading axes, or repeat."""
     if x is not None and x.rank > 2 and x.shape[-3] == heads.queries.size:
         yield same(x.axis(-3), heads.queries)
-
-
-def _scaled(node: Node, width: Layout) -> Iterator[Fact]:
-    """ONNX Runtime's operators derive the scale from the width when it is 0."""
-    if not node.attr("scale", 0.0):
-        yield stated("scale", width.size**-0.5, width)
 
 
 @rule("RotaryEmbedding")
