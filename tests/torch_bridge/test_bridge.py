@@ -25,7 +25,18 @@ from onnxprune.torch_bridge.parity import check, difference
 from torch_bridge.parity import X, assert_parity, covered, network, perturb, run, weight
 
 FAMILIES = (
-    *("creation", "elementwise", "indexing", "interpolation", "layout", "linear", "normalize", "pool", "reduce"),
+    *(
+        "attention",
+        "creation",
+        "elementwise",
+        "indexing",
+        "interpolation",
+        "layout",
+        "linear",
+        "normalize",
+        "pool",
+        "reduce",
+    ),
 )
 DATA = Path(os.environ.get("ONNXPRUNE_DATA", Path(__file__).parents[2].parent / "shared" / "data")) / "models"
 
