@@ -140,15 +140,17 @@ class Graph:
         return str(node.inputs[2].name)
 
     def with_shapes(self, sizes: Mapping[str, Mapping[int, int]]) -> Graph:
-        """The same graph, its declared intermediate shapes corrected: `sizes[tensor][axis]` is the new size."""
+        """The same graph, its declared shapes corrected: `sizes[tensor][axis]` is the new size."""
         import onnx
 
         graph = self.copy()
         graph.source = onnx.ModelProto()
         graph.source.CopyFrom(self.source)
-        for info in graph.source.graph.value_info:
-            for axis, size in sizes.get(info.name, {}).items():
-                info.type.tensor_type.shape.dim[axis].dim_value = size
+        declared = graph.source.graph
+        for info in (*declared.value_info, *declared.input, *declared.output):
+            shape = info.type.tensor_type.shape.dim
+            for axis, size in sizes.get(info.name, {}).items() if len(shape) else ():  # an output may lack its shape
+                shape[axis].dim_value = size
         return graph
 
     def proto(self) -> onnx.ModelProto:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,20 @@ from onnxprune.graph import Graph, captured_names
 from onnxprune.observation import Observation
 from onnxprune.records import Kept
 from onnxprune.rules import find_rule
-from onnxprune.rules.base import Counts, Entry, Fact, Node, Pinned, Refusal, Same, Stated, Tensor, Work, mentioned
+from onnxprune.rules.base import (
+    Cached,
+    Counts,
+    Entry,
+    Fact,
+    Node,
+    Pinned,
+    Refusal,
+    Same,
+    Stated,
+    Tensor,
+    Work,
+    mentioned,
+)
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -105,24 +118,26 @@ def label(node: gs.Node) -> str:
     return str(node.name or next((tensor.name for tensor in node.outputs if tensor.name), node.op))
 
 
-def infer(graph: Graph, observation: Observation) -> Structure:
+def infer(graph: Graph, observation: Observation, allow_io: Collection[str] = ()) -> Structure:
     """Finds the layout of every axis of a model.
 
     Args:
         graph: the model.
         observation: the shapes of its tensors.
+        allow_io: what inputs and outputs of the model may lose: "head" for the heads that caches hold.
 
     Raises:
         AssertionError: a rule states that two axes of different sizes are one, which is a fault of the rule.
     """
-    return _Inference(graph, observation).run()
+    return _Inference(graph, observation, allow_io).run()
 
 
 class _Inference:
     """One pass over a graph; holds what the steps share."""
 
-    def __init__(self, graph: Graph, observation: Observation) -> None:
+    def __init__(self, graph: Graph, observation: Observation, allow_io: Collection[str]) -> None:
         self.graph = graph
+        self.allow_io = allow_io
         self.shapes = observation.shapes
         self.types = observation.types
         self.varying: dict[str, frozenset[int]] = {}
@@ -134,13 +149,17 @@ class _Inference:
         self.terms: dict[str, np.ndarray] = {}
         self.counts: list[tuple[gs.Node, Counts]] = []
         self.stated: list[Number] = []
+        self.caches: set[tuple[str, int]] = set()
         self.steering: list[tuple[str, str]] = []
 
     def run(self) -> Structure:
         self._start()
+        if not self.allow_io:
+            self._pin_borders()  # at once, so that this is the reason which is given
         for node in self.graph.nodes:
             self._follow(node)
             self._apply(node)
+        self._pin_borders()
         for name in (*self.graph.outputs, *captured_names(self.graph.source.graph)):
             self._escape(name, "its size leaves the model as a value")
         for name, node in self.steering:
@@ -151,7 +170,7 @@ class _Inference:
         return self.out
 
     def _start(self) -> None:
-        """What holds before any node: constants, and the tensors that people outside the graph see."""
+        """What holds before any node: constants, and the tensors that subgraphs or sparse formats hold."""
         for name, array in self.graph.constants.items():
             self.out.constant.add(name)
             if (terms := sizes.literals(name, array)) is not None:
@@ -159,13 +178,22 @@ class _Inference:
         made = {tensor.name for node in self.graph.nodes for tensor in node.outputs} | self.out.constant
         read = {tensor.name for node in self.graph.nodes for tensor in node.inputs}
         for names, because in (
-            (self.graph.inputs, "it is an input of the model"),
-            (self.graph.outputs, "it is an output of the model"),
             (captured_names(self.graph.source.graph), "a subgraph reads it"),
             (read - made - set(self.graph.inputs), "it is stored in a sparse format"),
         ):
             for name in names:
                 self._pin(self.out.axes.get(name, ()), because, name)
+
+    def _pin_borders(self) -> None:
+        """Pins what people outside the graph see, but for the heads in caches that may go."""
+        free = self.caches if "head" in self.allow_io else set()
+        for names, because in (
+            (self.graph.inputs, "it is an input of the model"),
+            (self.graph.outputs, "it is an output of the model"),
+        ):
+            for name in names:
+                axes = [axis for i, axis in enumerate(self.out.axes.get(name, ())) if (name, i) not in free]
+                self._pin(axes, because, name)
 
     def _pin(self, axes: Iterable[Layout], because: str, node: str) -> bool:
         return any([pin(axis, Kept(because, node)) for axis in axes])
@@ -245,6 +273,8 @@ class _Inference:
         elif isinstance(fact, Stated):
             entry = Entry(fact.value, True, fact.name, None, 0, stated=False)
             self.stated.append(Number(node.outputs[0].name, entry, None, None, None, fact.when))
+        elif isinstance(fact, Cached) and fact.axis.size > 1:  # axes of one position are one object
+            self.caches.add(self.place[id(fact.axis)])
         elif isinstance(fact, Work):
             self.out.work[node.outputs[0].name] = fact.axes
 

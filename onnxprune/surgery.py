@@ -151,6 +151,18 @@ def check_plan(graph: Graph, plan: Plan) -> None:
         )
 
 
+def cut(array: np.ndarray, name: str, plan: Plan) -> np.ndarray:
+    """What a plan keeps of an activation."""
+    for axis, kept in plan.activations.get(name, {}).items():
+        array = np.take(array, kept, axis)
+    return array
+
+
+def fed(plan: Plan, feeds: Feeds) -> Feeds:
+    """The inputs of a compact model, cut from those of the original where a plan lets inputs shrink."""
+    return {name: cut(array, name, plan) for name, array in feeds.items()}
+
+
 def verify(units: Units, plan: Plan, compact: Graph, feeds: Feeds, *, device: str = "cpu") -> float:
     """Runs the compact model against the masked original.
 
@@ -169,7 +181,8 @@ def verify(units: Units, plan: Plan, compact: Graph, feeds: Feeds, *, device: st
     """
     masked = mask(units, plan)
     expected = Session(masked.SerializeToString(), device=device).run(feeds, units.graph.outputs)
-    found = Session(compact.message(), device=device).run(feeds, units.graph.outputs)
+    expected = [cut(x, name, plan) for x, name in zip(expected, units.graph.outputs, strict=True)]
+    found = Session(compact.message(), device=device).run(fed(plan, feeds), units.graph.outputs)
     differences = [_difference(a, b) for a, b in zip(expected, found, strict=True)]
     if all(difference <= TOLERANCE for difference in differences):
         return max((_absolute(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
@@ -202,12 +215,11 @@ def _first_difference(
     known = set(units.graph.outputs)
     masked.graph.output.extend(type(masked.graph.output[0])(name=name) for name in names if name not in known)
     both = [
-        Session(model, device="cpu", optimize=False).run(feeds, names)
-        for model in (masked.SerializeToString(), compact.message(outputs=names))
+        Session(model, device="cpu", optimize=False).run(given, names)
+        for model, given in ((masked.SerializeToString(), feeds), (compact.message(outputs=names), fed(plan, feeds)))
     ]
     for name, whole, small in zip(names, *both, strict=True):
-        for axis, kept in plan.activations.get(name, {}).items():
-            whole = np.take(whole, kept, axis)
+        whole = cut(whole, name, plan)
         if isinstance(whole, np.ndarray) and (difference := _difference(whole, small)) > TOLERANCE:
             return name, difference
     return compact.outputs[0], float("nan")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -181,18 +181,19 @@ def units_along(axis: Layout, members: Sequence[Dim]) -> np.ndarray:
     return np.concatenate([np.zeros(0, int), *(units_along(piece, members) for piece in axis.pieces)])
 
 
-def find_units(graph: Graph, sample: Feeds | None = None) -> Units:
+def find_units(graph: Graph, sample: Feeds | None = None, *, allow_io: Collection[str] = ()) -> Units:
     """Finds what can be pruned.
 
     Args:
         graph: the model.
         sample: an array for each input, where sizes of symbolic axes have to come from data.
+        allow_io: what inputs and outputs of the model may lose: "head" for the heads that caches hold.
 
     Raises:
         ModelError: ONNX Runtime cannot load the model.
         DataError: sizes of symbolic axes could not be settled without data.
     """
-    structure = infer(graph, observe(graph, sample))
+    structure = infer(graph, observe(graph, sample), allow_io)
     finder = _Finder(structure)
     return finder.units()
 

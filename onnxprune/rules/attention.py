@@ -23,6 +23,7 @@ from onnxprune.rules.base import (
     Refusal,
     Tensor,
     broadcast,
+    cached,
     concat,
     contracted,
     counts,
@@ -143,6 +144,7 @@ def fused_attention(node: Node) -> Iterator[Fact]:
     for cache in (node.optional(4), *node.outputs[1:]):
         if cache is not None:  # keys and values in one tensor [2,B,h,P,d]
             yield same(cache.axis(2), h)
+            yield cached(cache.axis(2))
             yield same(cache.axis(4), d)
             yield same(cache.axis(4), e)
     yield from _scores(node.optional(5), Heads(h, dim(1), d, e))
@@ -179,6 +181,7 @@ def _attended(node: Node, heads: Heads, given: tuple[Tensor, ...], past: int) ->
     for cache, width in caches:
         if cache is not None:
             yield from _laid(cache, heads.shared, width)
+            yield cached(cache.axis(1))
     for scores in node.outputs[3:]:
         yield from _scores(scores, heads)
     seen = [cache.axis(2) for cache, _ in caches[:1] if cache is not None]

@@ -10,6 +10,7 @@ steer it, and yields facts:
 - `pinned(axis, because)`: the axis must stay whole;
 - `untouched(axis)`: the operator does not care, whatever happens to the axis;
 - `stated(name, value, *axes)`: an attribute that the operator derives from these axes must be written when they change;
+- `cached(axis)`: the axis of a cache holds heads, which may go from inputs and outputs of the model if asked to;
 - `work(*axes)`: the multiply-accumulates of the operator are the product of these sizes.
 
 An axis that no fact of the rule mentions is pinned, and so is every axis of an operator without a rule: ignorance costs
@@ -220,13 +221,20 @@ class Stated:
 
 
 @dataclass(frozen=True, slots=True)
+class Cached:
+    """An axis of a cache that holds heads."""
+
+    axis: Layout
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """Multiply-accumulates: the product of sizes."""
 
     axes: tuple[Layout, ...]
 
 
-Fact = Same | Pinned | Untouched | Counts | Stated | Work
+Fact = Same | Pinned | Untouched | Counts | Stated | Cached | Work
 Rule = Callable[[Node], Iterator[Fact]]
 
 
@@ -263,6 +271,11 @@ def counts(entry: Entry, axis: Layout, upto: int | None = None, when: tuple[Layo
 def stated(name: str, value: float, *when: Layout) -> Fact:
     """States that an attribute is derived from the sizes of these axes, and keeps its value when they change."""
     return Stated(name, value, when)
+
+
+def cached(axis: Layout) -> Fact:
+    """States that an axis of a cache holds heads."""
+    return Cached(axis)
 
 
 def work(*axes: Layout) -> Fact:
