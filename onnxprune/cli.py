@@ -21,6 +21,7 @@ from onnxprune.files import check_output
 from onnxprune.records import CRITERIA
 from onnxprune.terminal import (
     Bar,
+    allow_io,
     as_json,
     feeding_of,
     feeding_options,
@@ -69,8 +70,9 @@ def main(quiet: bool, verbose: int) -> None:
 @main.command()
 @model_argument
 @click.option("--data", help="Samples, where sizes of symbolic axes have to come from them.")
+@allow_io
 @as_json
-def inspect(model: Path, data: str | None, as_json: bool) -> None:
+def inspect(model: Path, data: str | None, allow_io: tuple[str, ...], as_json: bool) -> None:
     """Show what can be pruned, what cannot, and why.
 
     \b
@@ -79,7 +81,7 @@ def inspect(model: Path, data: str | None, as_json: bool) -> None:
     """
     from onnxprune import pipeline, report
 
-    units = pipeline.inspect(model, data)
+    units = pipeline.inspect(model, data, allow_io=allow_io)
     click.echo(report.inspection_json(units) if as_json else report.inspection(units))
 
 
@@ -87,6 +89,7 @@ def inspect(model: Path, data: str | None, as_json: bool) -> None:
 @model_argument
 @feeding_options
 @ranking_options
+@allow_io
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the scores as .npz.")
 @click.option("--moments", type=click.Path(path_type=Path), help="Write the moments of the states as .npz.")
 @force
@@ -94,6 +97,7 @@ def inspect(model: Path, data: str | None, as_json: bool) -> None:
 def score(
     model: Path,
     data: str | None,
+    allow_io: tuple[str, ...],
     output: Path | None,
     moments: Path | None,
     force: bool,
@@ -111,7 +115,8 @@ def score(
     for path in filter(None, (output, moments)):
         check_output(path, force=force)
     bar = Bar()
-    scored = pipeline.score(model, data, ranking=ranking_of(values), feeding=feeding_of(values), progress=bar)
+    ranking, feeding = ranking_of(values), feeding_of(values)
+    scored = pipeline.score(model, data, ranking=ranking, feeding=feeding, progress=bar, allow_io=allow_io)
     bar.close()
     if output:
         scored.scores.save(output)
@@ -134,6 +139,7 @@ def score(
 @click.option("--floor", default=0.1, show_default=True, help="Share of its units that each group keeps.")
 @click.option("--only", multiple=True, help="Glob of groups that may lose units; may be given again.")
 @click.option("--skip", multiple=True, help="Glob of groups that may not.")
+@allow_io
 @click.option("--refit", is_flag=True, help="Refit the remaining weights in closed form.")
 @click.option("--no-latency", is_flag=True, help="Do not time the models.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The compact model.  [default: NAME.pruned.onnx]")
@@ -170,7 +176,7 @@ def prune(
     for path in filter(None, (output, plan)) if not dry_run else ():
         check_output(path, force=force)
     limits = Limits(values["allocation"], values["round_to"], values["floor"], values["only"], values["skip"])
-    method = pipeline.Method(values["rounds"], limits, values["refit"], not values["no_latency"])
+    method = pipeline.Method(values["rounds"], limits, values["refit"], not values["no_latency"], values["allow_io"])
     bar = Bar()
     pruned = pipeline.prune(
         model,

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 
 from builders import Net
-from onnxprune import find_units, remove, verify
+from onnxprune import cli, find_units, pipeline, remove, verify
+from onnxprune.run import Feeding
 from onnxprune.runtime import Session
+from onnxprune.selection import Budget, Limits
 from onnxprune.surgery import fed
 
 HEADS, WIDTH = 4, 16
+
+
+def run(*arguments: object) -> Result:
+    """A command."""
+    return CliRunner().invoke(cli.main, [str(a) for a in arguments], catch_exceptions=False)
 
 
 def onnx_attention() -> Net:
@@ -77,3 +87,37 @@ def test_other_axes_of_inputs_stay() -> None:
         "x1": [1],
         "x2": [1],
     }
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return onnx_attention().graph().save(tmp_path / "model.onnx")
+
+
+def test_prune_lets_caches_shrink_and_says_so(model: Path) -> None:
+    method = pipeline.Method(2, Limits(round_to=1, floor=0.0), latency=True, allow_io=("head",))
+    pruned = pipeline.prune(model, Budget("units", 0.5), method=method, feeding=Feeding(samples=4, batch=2))
+    assert pruned.report.verified is not None
+    assert pruned.report.verified < 1e-5
+    assert pruned.plan.settings["allow_io"] == ["head"]
+    changed = [note for note in pruned.report.notes if note.startswith("Inputs and outputs changed shape: ")]
+    names = "x1 axis 1", "x2 axis 1", "attention3_1 axis 1", "attention3_2 axis 1"
+    said = "; ".join(f"{name} now has 2 positions" for name in names)
+    assert changed == [f"Inputs and outputs changed shape: {said}. Whoever runs the model must feed it accordingly."]
+
+
+def test_the_command_line_lets_caches_shrink(model: Path) -> None:
+    assert "it is an input of the model" in run("inspect", model, "--json").stdout
+    shown = json.loads(run("inspect", model, "--json", "--allow-io", "head").stdout)
+    assert HEADS in [group["units"] for group in shown["groups"].values()]
+    options = "--units", 0.5, "--round-to", 1, "--rounds", 1, "--batch", 2, "--samples", 4, "--no-latency"
+    result = run("prune", model, *options, "--allow-io", "head", "-o", model.with_name("small.onnx"))
+    assert result.exit_code == 0, result.output
+    assert "Inputs and outputs changed shape" in result.output
+    assert run("score", model, "--batch", 2, "--samples", 4, "--allow-io", "head").exit_code == 0
+
+
+def test_refit_and_changed_inputs_do_not_go_together(model: Path) -> None:
+    result = run("prune", model, "--units", 0.5, "--allow-io", "head", "--refit")
+    assert result.exit_code == 1
+    assert "--refit runs both models on the same inputs, which --allow-io changes; leave one out." in result.output
