@@ -102,6 +102,19 @@ def rotary_embedding(draw: Draw) -> tuple[Net, list[int]]:
     return read(net, y, h), [h]
 
 
+@case("RotaryEmbedding/angles")
+def rotary_embedding_angles(draw: Draw) -> tuple[Net, list[int]]:
+    """Pairs go as one, with their angles; what is not rotated goes by itself."""
+    net, x = tokens(draw, 23)
+    h, pairs, rest, interleaved = 2, size(draw, 3, 5), draw(st.sampled_from([0, 4])), draw(st.integers(0, 1))
+    width = 2 * pairs + rest
+    (q,) = projected(net, x, h * width)
+    attrs = {"num_heads": h, "interleaved": interleaved, **({"rotary_embedding_dim": 2 * pairs} if rest else {})}
+    ids, tables = net.input("N", 3, kind=TensorProto.INT64), [net.weight(5, pairs), net.weight(5, pairs)]
+    q = net.op("RotaryEmbedding", q, *tables, ids, **attrs)
+    return read(net, net.op("Relu", q), h * width), [pairs, *([rest] if rest else [])]
+
+
 @case("SimplifiedLayerNormalization")
 def simplified_layer_normalization(draw: Draw) -> tuple[Net, list[int]]:
     """Normalized over the width, which stays."""

@@ -195,6 +195,19 @@ def rotary_embedding(draw: Draw) -> tuple[Net, list[int]]:
     return projected(net, y, h), [h]
 
 
+@case("com.microsoft:RotaryEmbedding/angles")
+def rotary_embedding_angles(draw: Draw) -> tuple[Net, list[int]]:
+    """Pairs go as one, with their angles; what is not rotated goes by itself."""
+    net, x = tokens(draw)
+    h, pairs, rest, interleaved = 2, size(draw, 3, 5), draw(st.sampled_from([0, 4])), draw(st.integers(0, 1))
+    width = 2 * pairs + rest
+    attrs = {"num_heads": h, "interleaved": interleaved, **({"rotary_embedding_dim": 2 * pairs} if rest else {})}
+    ids = net.constant(np.array([[0, 1, 2], [2, 0, 1]], np.int64))
+    q = net.op("MatMul", x, net.weight(8, h * width))
+    q = net.op("RotaryEmbedding", q, ids, net.weight(5, pairs), net.weight(5, pairs), domain="com.microsoft", **attrs)
+    return projected(net, net.op("Relu", q), h * width), [pairs, *([rest] if rest else [])]
+
+
 @case("com.microsoft:SkipLayerNormalization", "com.microsoft:SkipSimplifiedLayerNormalization")
 def skip_layer_normalization(draw: Draw, op: str) -> tuple[Net, list[int]]:
     """The width that is normalized over stays; the sum comes out too."""
