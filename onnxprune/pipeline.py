@@ -70,6 +70,7 @@ class Method:
         limits: floors, rounding, allocation, which groups.
         refit: whether the remaining weights are refit in closed form at the end.
         latency: whether to time both models.
+        residual: whether units that normalizations run over may go too, which is not exact.
         allow_io: what inputs and outputs of the model may lose: "head" for the heads that caches hold.
     """
 
@@ -77,6 +78,7 @@ class Method:
     limits: Limits = field(default_factory=Limits)
     refit: bool = False
     latency: bool = True
+    residual: bool = False
     allow_io: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -86,15 +88,18 @@ class Method:
             raise PlanError("--refit runs both models on the same inputs, which --allow-io changes; leave one out.")
 
 
-def inspect(model: Graph | Path | str, data: object = None, *, allow_io: Collection[str] = ()) -> Units:
+def inspect(
+    model: Graph | Path | str, data: object = None, *, residual: bool = False, allow_io: Collection[str] = ()
+) -> Units:
     """What can be pruned, what cannot, and why.
 
     Args:
         model: the model.
         data: samples, where sizes of symbolic axes have to come from them.
+        residual: whether units that normalizations run over are groups too.
         allow_io: what inputs and outputs of the model may lose: "head" for the heads that caches hold.
     """
-    return Run(model, data, Feeding(device="cpu"), quiet, allow_io=allow_io).units
+    return Run(model, data, Feeding(device="cpu"), quiet, residual=residual, allow_io=allow_io).units
 
 
 def score(
@@ -104,6 +109,7 @@ def score(
     ranking: Ranking | None = None,
     feeding: Feeding | None = None,
     progress: Progress | None = None,
+    residual: bool = False,
     allow_io: Collection[str] = (),
 ) -> Scored:
     """Scores every unit of a model.
@@ -114,9 +120,10 @@ def score(
         ranking: how.
         feeding: how data are taken.
         progress: called as work goes on.
+        residual: whether units that normalizations run over are scored too.
         allow_io: what inputs and outputs of the model may lose: "head" for the heads that caches hold.
     """
-    run = Run(model, data, feeding or Feeding(), progress or quiet, allow_io=allow_io)
+    run = Run(model, data, feeding or Feeding(), progress or quiet, residual=residual, allow_io=allow_io)
     moments = run.calibrate(run.graph)
     run.fold(moments)
     return Scored(run.units, moments, run.score(moments, {}, ranking or Ranking()), run.notes)
@@ -149,7 +156,7 @@ def prune(
         VerificationError: the compact model differs from the masked original.
     """
     ranking, method = ranking or Ranking(), method or Method()
-    run = Run(model, data, feeding or Feeding(), progress or quiet, allow_io=method.allow_io)
+    run = Run(model, data, feeding or Feeding(), progress or quiet, residual=method.residual, allow_io=method.allow_io)
     whole = Scores("", {name: np.arange(group.size, dtype=float) for name, group in run.units.groups.items()})
     select(run.units, whole, budget, method.limits)  # an impossible budget shall fail before any work
     moments = run.calibrate(run.graph)
@@ -168,7 +175,7 @@ def prune(
             moments = run.calibrate(compact, plan)
     assert first is not None
     report = Report(run.cost({}, run.graph), run.cost(keep, compact), unrefit=run.quality(compact, plan))
-    notes = [*run.notes, *_changed(plan, compact)]
+    notes = [*run.notes, *([_inexact(method)] if plan.inexact else []), *_changed(plan, compact)]
     if method.refit:
         compact, nodes = run.refit(plan, compact)
         run.check_finite(compact)
@@ -183,6 +190,15 @@ def prune(
     rows = tuple(run.row(name, keep, first) for name in run.units.groups)
     report = replace(report, groups=rows, settings=plan.settings, verified=difference, notes=tuple(notes))
     return Pruned(compact, replace(plan, merged=run.merged(keep)), report, first)
+
+
+def _inexact(method: Method) -> str:
+    """What to say where normalizations lost positions."""
+    advice = "" if method.refit else "refit it with --refit, and "
+    return (
+        "The residual width is pruned: normalizations run over fewer channels, so the compact model is not the masked "
+        f"original, and its outputs change more than otherwise; {advice}train it with onnxprune recover."
+    )
 
 
 def _part(budget: Budget, done: float) -> Budget:
@@ -211,6 +227,7 @@ def _settings(budget: Budget, ranking: Ranking, method: Method, run: Run) -> dic
         "limits": asdict(method.limits),
         "rounds": method.rounds,
         "refit": method.refit,
+        "residual": method.residual,
         **({"allow_io": list(method.allow_io)} if method.allow_io else {}),
         "data": run.data.source,
         "samples": run.feeding.samples,
@@ -257,7 +274,7 @@ def compare(
         ModelError: the two do not have the same inputs and outputs.
     """
     feeding, progress = feeding or Feeding(batch=1), progress or quiet
-    runs = [Run(model, data, replace(feeding, samples=0), progress, threads) for model in (before, after)]
+    runs = [Run(model, data, replace(feeding, samples=0), progress, threads=threads) for model in (before, after)]
     if runs[0].graph.inputs != runs[1].graph.inputs or runs[0].graph.outputs != runs[1].graph.outputs:
         raise ModelError("the two models have different inputs or outputs, so they cannot be compared.")
     costs = [measure.cost(run.graph, run.sample) for run in runs]

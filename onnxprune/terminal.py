@@ -72,6 +72,7 @@ allow_io = click.option(
     multiple=True,
     help="Let inputs and outputs of the model shrink: 'head' lets heads go from key-value caches.",
 )
+residual = click.option("--residual", is_flag=True, help="Also the residual width under normalization: not exact.")
 feeding_options = options(
     click.option("--data", help="Samples: .npz, .npy, a folder of .npz, or script.py[:function]."),
     click.option("--samples", default=1024, show_default=True, help="Most samples to calibrate on."),

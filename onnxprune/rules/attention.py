@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from onnxprune.rules.base import (
+    HEAD,
     MICROSOFT,
     Entry,
     Fact,
@@ -24,10 +25,12 @@ from onnxprune.rules.base import (
     Tensor,
     broadcast,
     cached,
+    called,
     concat,
     contracted,
     counts,
     dim,
+    normalized,
     paired,
     pinned,
     produced,
@@ -135,6 +138,7 @@ def fused_attention(node: Node) -> Iterator[Fact]:
     h = dim(int(number[0].value or 1))
     d, e = (dim(int(entries[i].value or 0) // h.size) for i in (0, 2))
     keys, values = product(h, d), product(h, e)
+    yield called(h, HEAD)
     yield contracted(x.axis(2), w.axis(0))
     yield same(y.axis(2), values)
     yield produced(w.axis(1), concat(keys, keys, y.axis(2)), part=values)
@@ -172,6 +176,8 @@ def _count(entries: tuple[Entry, ...], x: Tensor) -> int:
 def _attended(node: Node, heads: Heads, given: tuple[Tensor, ...], past: int) -> Iterator[Fact]:
     """What all forms share: queries, keys and values, the result, the caches, the scores, the work."""
     y = node.output
+    for units in (heads.shared, heads.each):
+        yield called(units, HEAD)
     widths = heads.width, heads.width, heads.values
     for x, count, width in zip(given, (heads.queries, heads.shared, heads.shared), widths, strict=False):
         yield from _laid(x, count, width)
@@ -247,7 +253,7 @@ def simplified_layer_normalization(node: Node) -> Iterator[Fact]:
     yield from paired(x, y)
     yield from broadcast(node.input(1), y)
     for i in range(axis, x.rank):
-        yield pinned(x.axis(i), "normalized over this axis")
+        yield normalized(x.axis(i), "normalized over this axis")
 
 
 @rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=MICROSOFT)
@@ -256,7 +262,7 @@ def skip_layer_normalization(node: Node) -> Iterator[Fact]:
     y = node.output
     for operand in filter(None, node.inputs):
         yield from broadcast(operand, y)
-    yield pinned(y.axis(-1), "normalized over this axis")
+    yield normalized(y.axis(-1), "normalized over this axis")
     for output in node.outputs[1:]:
         if output is not None and output.shape == y.shape:
             yield from paired(output, y)
@@ -271,7 +277,7 @@ def embed_layer_normalization(node: Node) -> Iterator[Fact]:
             yield produced(table.axis(1), y.axis(2))
     for i in (5, 6):
         yield same(node.input(i).axis(0), y.axis(2))
-    yield pinned(y.axis(2), "normalized over this axis")
+    yield normalized(y.axis(2), "normalized over this axis")
     for output in node.outputs[2:]:
         if output is not None:
             yield from paired(output, y)

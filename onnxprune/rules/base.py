@@ -8,7 +8,10 @@ steer it, and yields facts:
 - `produced(weight, result)`: the same, and the operator makes it: the weight writes the units;
 - `counts(entry, axis)`: an attribute or an integer input holds the size of an axis, or a position on it;
 - `pinned(axis, because)`: the axis must stay whole;
+- `normalized(axis, because)`: statistics run over the axis: it stays whole, unless whoever asks accepts that they then
+  run over the positions that are left, which is not what a mask computes;
 - `untouched(axis)`: the operator does not care, whatever happens to the axis;
+- `called(axis, kind)`: what a unit of the axis is, in the reader's words;
 - `stated(name, value, *axes)`: an attribute that the operator derives from these axes must be written when they change;
 - `cached(axis)`: the axis of a cache holds heads, which may go from inputs and outputs of the model if asked to;
 - `work(*axes)`: the multiply-accumulates of the operator are the product of these sizes.
@@ -192,6 +195,14 @@ class Pinned:
 
 
 @dataclass(frozen=True, slots=True)
+class Normalized:
+    """An axis that statistics run over."""
+
+    axis: Layout
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
 class Untouched:
     """An axis that the operator does not care about."""
 
@@ -228,13 +239,24 @@ class Cached:
 
 
 @dataclass(frozen=True, slots=True)
+class Called:
+    """What a unit of an axis is, in the reader's words."""
+
+    axis: Layout
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """Multiply-accumulates: the product of sizes."""
 
     axes: tuple[Layout, ...]
 
 
-Fact = Same | Pinned | Untouched | Counts | Stated | Cached | Work
+HEAD, CHANNEL, NEURON = KINDS = ("head", "channel", "neuron")
+"""What units are, strongest first: a unit that several operators name goes by the strongest name."""
+
+Fact = Same | Pinned | Normalized | Untouched | Counts | Stated | Cached | Called | Work
 Rule = Callable[[Node], Iterator[Fact]]
 
 
@@ -258,6 +280,11 @@ def pinned(axis: Layout, because: str) -> Fact:
     return Pinned(axis, because)
 
 
+def normalized(axis: Layout, because: str) -> Fact:
+    """States that statistics run over an axis, which stays whole unless inexact groups are wanted."""
+    return Normalized(axis, because)
+
+
 def untouched(axis: Layout) -> Fact:
     """States that an operator does not care about an axis."""
     return Untouched(axis)
@@ -276,6 +303,11 @@ def stated(name: str, value: float, *when: Layout) -> Fact:
 def cached(axis: Layout) -> Fact:
     """States that an axis of a cache holds heads."""
     return Cached(axis)
+
+
+def called(axis: Layout, kind: str) -> Fact:
+    """States what a unit of an axis is, in the reader's words: one of `KINDS`."""
+    return Called(axis, kind)
 
 
 def work(*axes: Layout) -> Fact:

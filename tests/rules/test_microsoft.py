@@ -113,7 +113,7 @@ def fused_attention(draw: Draw) -> tuple[Net, list[int]]:
     bias = ["", "", net.weight(2, h, 3, 3)] if draw(st.booleans()) else []
     w, b = net.weight(5, total), net.weight(total)
     y = net.op("Attention", first, w, b, *bias, domain="com.microsoft", **attrs)
-    return projected(net, y, h * e), [5, max(h, e)]
+    return projected(net, y, h * e), [5, h]
 
 
 @case("com.microsoft:Attention/cached")
@@ -134,7 +134,7 @@ def multi_head_attention(draw: Draw) -> tuple[Net, list[int]]:
     q, k, v = (net.op("MatMul", x, net.weight(8, n)) for n in (h * d, h * d, h * e))
     bias = [net.weight(h * (2 * d + e))] if biased else []
     y = net.op("MultiHeadAttention", q, k, v, *bias, domain="com.microsoft", num_heads=h)
-    return projected(net, y, h * e), [max(h, e)]
+    return projected(net, y, h * e), [h]
 
 
 @case("com.microsoft:MultiHeadAttention/width")
@@ -147,7 +147,7 @@ def multi_head_attention_width(draw: Draw) -> tuple[Net, list[int]]:
     scale = draw(st.sampled_from([{}, {"scale": 0.0}, {"scale": 0.5}]))
     y = net.op("MultiHeadAttention", q, k, v, *bias, domain="com.microsoft", num_heads=h, **scale)
     projected(net, k, h * d)
-    return projected(net, y, h), [2] if biased else [d]
+    return projected(net, y, h), [2]
 
 
 @case("com.microsoft:MultiHeadAttention/crossed")
@@ -175,7 +175,7 @@ def group_query_attention(draw: Draw) -> tuple[Net, list[int]]:
     tables = [net.weight(5, d // 2), net.weight(5, d // 2)] if rotated else []
     attrs = {"num_heads": k * g, "kv_num_heads": k, "do_rotary": int(rotated)}
     y = net.op("GroupQueryAttention", *weights, "", "", *lengths, *tables, domain="com.microsoft", **attrs, outputs=3)
-    return projected(net, y, k * g * d), [max(k, g)]
+    return projected(net, y, k * g * d), [k]
 
 
 @case("com.microsoft:RotaryEmbedding")
