@@ -184,14 +184,8 @@ def prune(
     for path in filter(None, (output, plan)) if not dry_run else ():
         check_output(path, force=force)
     limits = Limits(values["allocation"], values["round_to"], values["floor"], values["only"], values["skip"])
-    method = pipeline.Method(
-        values["rounds"],
-        limits,
-        values["refit"],
-        not values["no_latency"],
-        values["residual"],
-        values["allow_io"],
-    )
+    flags = values["refit"], not values["no_latency"], values["residual"], values["allow_io"]
+    method = pipeline.Method(values["rounds"], limits, *flags)
     bar = Bar()
     pruned = pipeline.prune(
         model,

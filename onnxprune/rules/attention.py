@@ -245,17 +245,6 @@ def _rotated(node: Node, cosines: int) -> Iterator[Fact]:
             yield counts(entry, turned)
 
 
-@rule("SimplifiedLayerNormalization")
-def simplified_layer_normalization(node: Node) -> Iterator[Fact]:
-    """RMSNormalization, as ONNX Runtime wrote it before ONNX had it."""
-    x, y = node.input(0), node.output
-    axis = node.attr("axis", -1) % x.rank
-    yield from paired(x, y)
-    yield from broadcast(node.input(1), y)
-    for i in range(axis, x.rank):
-        yield normalized(x.axis(i), "normalized over this axis")
-
-
 @rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=MICROSOFT)
 def skip_layer_normalization(node: Node) -> Iterator[Fact]:
     """Y = normalized(X + skip + bias) * gamma + beta, over the last axis, which stays whole; also gives the sum."""

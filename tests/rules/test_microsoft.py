@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
 from builders import Net
+from laws import check_law
 from onnxprune.axes import leaves
 from onnxprune.observation import Observation
 from onnxprune.structure import infer
+from onnxprune.units import find_units
 from rules.cases import CASES, Draw, case, check_case, maps, read, rows, size
 
 
@@ -248,3 +251,41 @@ def test_packed_queries_keys_and_values_stay_whole() -> None:
     axis = infer(graph, Observation(shapes, frozenset(), {})).axes["matmul0"][2]
     reasons = {leaf.kept.because if leaf.kept else "" for leaf in leaves(axis)}
     assert reasons == {"MultiHeadAttention has queries, keys and values in one tensor"}
+
+
+def residual(op: str) -> Net:
+    """A stream of width 6 under each of the fused normalizations."""
+    net = Net(microsoft=True)
+    x = net.input(2, 3, 4)
+    h, gamma, beta = net.op("MatMul", x, net.weight(4, 6)), net.weight(6), net.weight(6)
+    if op == "EmbedLayerNormalization":
+        ids = net.constant(np.array([[0, 1, 2], [3, 0, 1]], np.int32))
+        tables = net.weight(4, 6), net.weight(3, 6)
+        y = net.op(op, ids, "", *tables, "", gamma, beta, domain="com.microsoft", outputs=2)
+        y = net.op("Add", y, h)
+    elif op == "SimplifiedLayerNormalization":
+        y = net.op(op, h, gamma)
+    else:
+        skip = net.op("MatMul", x, net.weight(4, 6))
+        inputs = [h, skip, gamma, *([beta] if op == "SkipLayerNormalization" else [])]
+        y = net.op(op, *inputs, net.weight(6), domain="com.microsoft")
+    return projected(net, y, 6)
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        "EmbedLayerNormalization",
+        "SimplifiedLayerNormalization",
+        "SkipLayerNormalization",
+        "SkipSimplifiedLayerNormalization",
+    ],
+)
+def test_residual_width_under_fused_normalization(op: str) -> None:
+    @settings(max_examples=4, deadline=None, derandomize=True)
+    @given(st.data())
+    def holds(data: st.DataObject) -> None:
+        check_law(residual(op).graph(), data, [6], single=True, residual=True)
+
+    assert not find_units(residual(op).graph()).groups
+    holds()
