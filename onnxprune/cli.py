@@ -21,6 +21,7 @@ from onnxprune.files import check_output
 from onnxprune.records import CRITERIA
 from onnxprune.terminal import (
     Bar,
+    allow_io,
     as_json,
     feeding_of,
     feeding_options,
@@ -71,8 +72,9 @@ def main(quiet: bool, verbose: int) -> None:
 @model_argument
 @click.option("--data", help="Samples, where sizes of symbolic axes have to come from them.")
 @residual
+@allow_io
 @as_json
-def inspect(model: Path, data: str | None, residual: bool, as_json: bool) -> None:
+def inspect(model: Path, data: str | None, residual: bool, allow_io: tuple[str, ...], as_json: bool) -> None:
     """Show what can be pruned, what cannot, and why.
 
     \b
@@ -81,7 +83,7 @@ def inspect(model: Path, data: str | None, residual: bool, as_json: bool) -> Non
     """
     from onnxprune import pipeline, report
 
-    units = pipeline.inspect(model, data, residual=residual)
+    units = pipeline.inspect(model, data, residual=residual, allow_io=allow_io)
     click.echo(report.inspection_json(units) if as_json else report.inspection(units))
 
 
@@ -90,6 +92,7 @@ def inspect(model: Path, data: str | None, residual: bool, as_json: bool) -> Non
 @feeding_options
 @ranking_options
 @residual
+@allow_io
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the scores as .npz.")
 @click.option("--moments", type=click.Path(path_type=Path), help="Write the moments of the states as .npz.")
 @force
@@ -98,6 +101,7 @@ def score(
     model: Path,
     data: str | None,
     residual: bool,
+    allow_io: tuple[str, ...],
     output: Path | None,
     moments: Path | None,
     force: bool,
@@ -116,7 +120,9 @@ def score(
         check_output(path, force=force)
     bar = Bar()
     ranking, feeding = ranking_of(values), feeding_of(values)
-    scored = pipeline.score(model, data, ranking=ranking, feeding=feeding, progress=bar, residual=residual)
+    scored = pipeline.score(
+        model, data, ranking=ranking, feeding=feeding, progress=bar, residual=residual, allow_io=allow_io
+    )
     bar.close()
     if output:
         scored.scores.save(output)
@@ -140,6 +146,7 @@ def score(
 @click.option("--only", multiple=True, help="Glob of groups that may lose units; may be given again.")
 @click.option("--skip", multiple=True, help="Glob of groups that may not.")
 @residual
+@allow_io
 @click.option("--refit", is_flag=True, help="Refit the remaining weights in closed form.")
 @click.option("--no-latency", is_flag=True, help="Do not time the models.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The compact model.  [default: NAME.pruned.onnx]")
@@ -177,7 +184,8 @@ def prune(
     for path in filter(None, (output, plan)) if not dry_run else ():
         check_output(path, force=force)
     limits = Limits(values["allocation"], values["round_to"], values["floor"], values["only"], values["skip"])
-    method = pipeline.Method(values["rounds"], limits, values["refit"], not values["no_latency"], values["residual"])
+    flags = values["refit"], not values["no_latency"], values["residual"], values["allow_io"]
+    method = pipeline.Method(values["rounds"], limits, *flags)
     bar = Bar()
     pruned = pipeline.prune(
         model,

@@ -196,13 +196,14 @@ class Graph:
         return str(node.inputs[2].name)
 
     def with_shapes(self, sizes: Mapping[str, Mapping[int, int | None]]) -> Graph:
-        """The same graph, its declared intermediate shapes corrected: `sizes[tensor][axis]`, None where it varies."""
+        """The same graph, its declared shapes corrected: `sizes[tensor][axis]`, None where it varies."""
         import onnx
 
         graph = self.copy()
         graph.source = onnx.ModelProto()
         graph.source.CopyFrom(self.source)
-        for info in graph.source.graph.value_info:
+        declared = graph.source.graph
+        for info in (*declared.value_info, *declared.input, *declared.output):
             for axis, size in sizes.get(info.name, {}).items():
                 if axis < len(info.type.tensor_type.shape.dim):
                     info.type.tensor_type.shape.dim[axis].Clear()

@@ -5,6 +5,7 @@ Every function here is a command of the same name. Models are paths or `Graph`s;
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -70,6 +71,7 @@ class Method:
         refit: whether the remaining weights are refit in closed form at the end.
         latency: whether to time both models.
         residual: whether units that normalizations run over may go too, which is not exact.
+        allow_io: what inputs and outputs of the model may lose: "head" for the heads that caches hold.
     """
 
     rounds: int = 5
@@ -77,21 +79,27 @@ class Method:
     refit: bool = False
     latency: bool = True
     residual: bool = False
+    allow_io: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise PlanError(f"--rounds {self.rounds} is out of range; give 1 or more.")
+        if self.refit and self.allow_io:
+            raise PlanError("--refit runs both models on the same inputs, which --allow-io changes; leave one out.")
 
 
-def inspect(model: Graph | Path | str, data: object = None, *, residual: bool = False) -> Units:
+def inspect(
+    model: Graph | Path | str, data: object = None, *, residual: bool = False, allow_io: Collection[str] = ()
+) -> Units:
     """What can be pruned, what cannot, and why.
 
     Args:
         model: the model.
         data: samples, where sizes of symbolic axes have to come from them.
         residual: whether units that normalizations run over are groups too.
+        allow_io: what inputs and outputs of the model may lose: "head" for the heads that caches hold.
     """
-    return Run(model, data, Feeding(device="cpu"), quiet, residual=residual).units
+    return Run(model, data, Feeding(device="cpu"), quiet, residual=residual, allow_io=allow_io).units
 
 
 def score(
@@ -102,6 +110,7 @@ def score(
     feeding: Feeding | None = None,
     progress: Progress | None = None,
     residual: bool = False,
+    allow_io: Collection[str] = (),
 ) -> Scored:
     """Scores every unit of a model.
 
@@ -112,8 +121,9 @@ def score(
         feeding: how data are taken.
         progress: called as work goes on.
         residual: whether units that normalizations run over are scored too.
+        allow_io: what inputs and outputs of the model may lose: "head" for the heads that caches hold.
     """
-    run = Run(model, data, feeding or Feeding(), progress or quiet, residual=residual)
+    run = Run(model, data, feeding or Feeding(), progress or quiet, residual=residual, allow_io=allow_io)
     moments = run.calibrate(run.graph)
     run.fold(moments)
     return Scored(run.units, moments, run.score(moments, {}, ranking or Ranking()), run.notes)
@@ -146,7 +156,7 @@ def prune(
         VerificationError: the compact model differs from the masked original.
     """
     ranking, method = ranking or Ranking(), method or Method()
-    run = Run(model, data, feeding or Feeding(), progress or quiet, residual=method.residual)
+    run = Run(model, data, feeding or Feeding(), progress or quiet, residual=method.residual, allow_io=method.allow_io)
     whole = Scores("", {name: np.arange(group.size, dtype=float) for name, group in run.units.groups.items()})
     select(run.units, whole, budget, method.limits)  # an impossible budget shall fail before any work
     moments = run.calibrate(run.graph)
@@ -164,17 +174,17 @@ def prune(
         if step < method.rounds:
             moments = run.calibrate(compact, plan)
     assert first is not None
-    report = Report(run.cost({}, run.graph), run.cost(keep, compact), unrefit=run.quality(compact))
-    notes = [*run.notes, *([_inexact(method)] if plan.inexact else [])]
+    report = Report(run.cost({}, run.graph), run.cost(keep, compact), unrefit=run.quality(compact, plan))
+    notes = [*run.notes, *([_inexact(method)] if plan.inexact else []), *_changed(plan, compact)]
     if method.refit:
         compact, nodes = run.refit(plan, compact)
         run.check_finite(compact)
         notes.append(f"Refit: {len(nodes)} layers were refit in closed form; weights differ from the original's.")
-        report = replace(report, quality=run.quality(compact))
+        report = replace(report, quality=run.quality(compact, plan))
     else:
         report = replace(report, quality=report.unrefit, unrefit=None)
     if method.latency:
-        timed = run.latency(compact)
+        timed = run.latency(compact, plan)
         notes += _slow(timed, method.limits.round_to)
         report = replace(report, latency=timed)
     rows = tuple(run.row(name, keep, first) for name in run.units.groups)
@@ -197,6 +207,18 @@ def _part(budget: Budget, done: float) -> Budget:
     return replace(budget, share=share)
 
 
+def _changed(plan: Plan, compact: Graph) -> list[str]:
+    """What to say where inputs and outputs of the model shrank."""
+    changes = [
+        f"{name} axis {axis} now has {len(kept)} positions"
+        for name in (*compact.inputs, *compact.outputs)
+        for axis, kept in plan.activations.get(name, {}).items()
+    ]
+    if not changes:
+        return []
+    return [f"Inputs and outputs changed shape: {'; '.join(changes)}. Whoever runs the model must feed it accordingly."]
+
+
 def _settings(budget: Budget, ranking: Ranking, method: Method, run: Run) -> dict[str, object]:
     """Everything that decided what was removed, for the plan and the report."""
     return {
@@ -206,6 +228,7 @@ def _settings(budget: Budget, ranking: Ranking, method: Method, run: Run) -> dic
         "rounds": method.rounds,
         "refit": method.refit,
         "residual": method.residual,
+        **({"allow_io": list(method.allow_io)} if method.allow_io else {}),
         "data": run.data.source,
         "samples": run.feeding.samples,
     }

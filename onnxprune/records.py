@@ -227,7 +227,7 @@ class Written:
         input: the index of the input that holds it, or -1.
         constant: the tensor whose element it is, or "" where an attribute holds it or an input has to be added.
         index: its place in the attribute, or the flat index in the constant.
-        value: the new value.
+        value: the new value, or the one that was implied so far.
     """
 
     node: str
@@ -235,7 +235,7 @@ class Written:
     input: int
     constant: str
     index: int
-    value: int
+    value: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from onnxprune.runtime import Session
 from onnxprune.scoring import score as score_units
 from onnxprune.spectral import SpectralOptions
 from onnxprune.states import kept_features
-from onnxprune.surgery import TOLERANCE
+from onnxprune.surgery import TOLERANCE, fed
 from onnxprune.units import find_units
 
 Progress = Callable[[str, int, int], None]
@@ -103,13 +103,14 @@ class Run:
         *,
         threads: int = 0,
         residual: bool = False,
+        allow_io: Collection[str] = (),
     ) -> None:
         self.graph, self.feeding, self.progress = as_graph(model), feeding, progress
         self.session = Session(self.graph.message(), device=feeding.device, threads=threads)
         take = partial(load_data, session=self.session, limit=feeding.samples or None, size=feeding.batch)
         given = take(data) if data is not None else None
         self.sample = given.first(2).feeds if given else None
-        self.units = find_units(self.graph, self.sample, residual=residual)
+        self.units = find_units(self.graph, self.sample, residual=residual, allow_io=allow_io)
         shapes = {name: tuple(a.size for a in self.units.structure.axes[name]) for name in self.graph.inputs}
         self.data = given or take(None, shapes=shapes)
         self.notes = () if given else (NOT_TRUSTED,)
@@ -121,7 +122,8 @@ class Run:
         sites = {s.site.key: s.site for group in self.units.groups.values() for s in (*group.pre, *group.post)}
         kept = {key: kept_features(site, plan) for key, site in sites.items()}
         present = [replace(site, features=int(kept[key].sum())) for key, site in sites.items()]
-        batches = ((batch.feeds, batch.real) for batch in counted(self.data, partial(self.progress, "calibration")))
+        counting = counted(self.data, partial(self.progress, "calibration"))
+        batches = ((fed(plan, batch.feeds) if plan else batch.feeds, batch.real) for batch in counting)
         feeding = self.feeding
         moments = calibrate(
             graph, present, batches, device=feeding.device, stride=feeding.stride, source=self.data.source
@@ -206,17 +208,17 @@ class Run:
         """What a model weighs that keeps some units."""
         return Cost(*self.units.cost(keep), measure.stored_bytes(graph))
 
-    def quality(self, compact: Graph) -> Quality | None:
+    def quality(self, compact: Graph, plan: Plan) -> Quality | None:
         """The outputs of a compact model beside those of the original; None where the data are made up."""
         if self.data.made_up:
             return None
-        after = Session(compact.message(), device=self.feeding.device)
+        after = Session(compact.message(), device=self.feeding.device, adapt=partial(fed, plan))
         batches = counted(replace(self.data, size=QUALITY_BATCH), partial(self.progress, "outputs"))
         return measure.quality(self.session, after, batches, source=self.data.source)
 
-    def latency(self, compact: Graph) -> Latency:
+    def latency(self, compact: Graph, plan: Plan) -> Latency:
         """The original and a compact model timed in turns, on one sample."""
-        after = Session(compact.message(), device=self.feeding.device)
+        after = Session(compact.message(), device=self.feeding.device, adapt=partial(fed, plan))
         return measure.latency(self.session, after, self.data.first(1).feeds)
 
     def row(self, name: str, keep: Mapping[str, np.ndarray], scores: Scores) -> GroupRow:

@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class Session:
         optimize: bool = True,
         threads: int | None = None,
         spin: bool = True,
+        adapt: Callable[[Feeds], Feeds] | None = None,
     ) -> None:
         """Loads a model.
 
@@ -56,6 +57,7 @@ class Session:
             optimize: whether ONNX Runtime may fuse and fold.
             threads: intra-op threads; all cores when None.
             spin: whether idle threads wait busily, which is faster alone and slows PyTorch down beside it.
+            adapt: makes the inputs of this model from those that `run` is given.
 
         Raises:
             ModelError: ONNX Runtime cannot load the model.
@@ -79,6 +81,7 @@ class Session:
             raise
         except Exception as error:  # onnxruntime raises a dozen unrelated classes
             raise ModelError(f"ONNX Runtime cannot load the model: {first_line(error)}") from error
+        self._adapt = adapt
         self.provider: str = self._session.get_providers()[0]
         self.inputs = [(x.name, x.type, tuple(x.shape)) for x in self._session.get_inputs()]
         self.outputs = [(x.name, x.type, tuple(x.shape)) for x in self._session.get_outputs()]
@@ -95,7 +98,7 @@ class Session:
         """
         wanted = list(names) if names is not None else [name for name, _, _ in self.outputs]
         try:
-            return list(self._session.run(wanted, dict(feeds)))
+            return list(self._session.run(wanted, dict(self._adapt(feeds) if self._adapt else feeds)))
         except Exception as error:  # as above
             raise ModelError(f"ONNX Runtime cannot run the model: {first_line(error)}") from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from onnxprune.observation import Observation
 from onnxprune.records import Kept
 from onnxprune.rules import find_rule
 from onnxprune.rules.base import (
+    Cached,
     Called,
     Counts,
     Entry,
@@ -27,6 +28,7 @@ from onnxprune.rules.base import (
     Pinned,
     Refusal,
     Same,
+    Stated,
     Tensor,
     Work,
     mentioned,
@@ -74,14 +76,14 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """An integer of the model that holds a size or a position.
+    """A number of the model that holds a size or a position, or that would follow one and must not.
 
     Attributes:
         node: the first output of the node that is steered.
         entry: where the node has it.
         place: where it must be written, if the node has it from an input; None there where a number has to be put in
             on the way to the node.
-        axis: the layout whose positions it counts.
+        axis: the layout whose positions it counts; None where it keeps its value.
         upto: how many of them, all when None.
         when: axes that make it necessary to write it, although it has the same value: the model computes it from
             their sizes, or implies it by them.
@@ -90,7 +92,7 @@ class Number:
     node: str
     entry: Entry
     place: sizes.Place | None
-    axis: Layout
+    axis: Layout | None
     upto: int | None
     when: tuple[Layout, ...] = ()
 
@@ -138,25 +140,28 @@ def label(node: gs.Node) -> str:
     return str(node.name or first_output(node) or node.op)
 
 
-def infer(graph: Graph, observation: Observation, *, residual: bool = False) -> Structure:
+def infer(
+    graph: Graph, observation: Observation, *, residual: bool = False, allow_io: Collection[str] = ()
+) -> Structure:
     """Finds the layout of every axis of a model.
 
     Args:
         graph: the model.
         observation: the shapes of its tensors.
         residual: whether axes that statistics run over are free, as those of a residual stream under normalization.
+        allow_io: what inputs and outputs of the model may lose: "head" for the heads that caches hold.
 
     Raises:
         AssertionError: a rule states that two axes of different sizes are one, which is a fault of the rule.
     """
-    return _Inference(graph, observation, residual).run()
+    return _Inference(graph, observation, residual, allow_io).run()
 
 
 class _Inference:
     """One pass over a graph; holds what the steps share."""
 
-    def __init__(self, graph: Graph, observation: Observation, residual: bool) -> None:
-        self.graph, self.residual = graph, residual
+    def __init__(self, graph: Graph, observation: Observation, residual: bool, allow_io: Collection[str]) -> None:
+        self.graph, self.residual, self.allow_io = graph, residual, allow_io
         self.shapes = observation.shapes
         self.types = observation.types
         self.varying: dict[str, frozenset[int]] = {}
@@ -167,15 +172,20 @@ class _Inference:
         self.place = {id(axis): (name, i) for name, tensor in axes.items() for i, axis in enumerate(tensor)}
         self.terms: dict[str, np.ndarray] = {}
         self.counts: list[tuple[gs.Node, Counts]] = []
+        self.stated: list[Number] = []
+        self.caches: set[tuple[str, int]] = set()
         self.steering: list[tuple[str, str]] = []
         self.zeros: set[str] = set()
 
     def run(self) -> Structure:
         self._start()
+        if not self.allow_io:
+            self._pin_borders()  # at once, so that this is the reason which is given
         for node in self.graph.nodes:
             self._follow(node)
             self._follow_zeros(node)
             self._apply(node)
+        self._pin_borders()
         for name in (*self.graph.outputs, *captured_names(self.graph.source.graph)):
             self._escape(name, "its size leaves the model as a value")
         for name, node in self.steering:
@@ -186,7 +196,7 @@ class _Inference:
         return self.out
 
     def _start(self) -> None:
-        """What holds before any node: constants, and the tensors that people outside the graph see."""
+        """What holds before any node: constants, and the tensors that subgraphs or sparse formats hold."""
         for name, array in self.graph.constants.items():
             self.out.constant.add(name)
             if (terms := sizes.literals(name, array)) is not None:
@@ -194,19 +204,28 @@ class _Inference:
         made = {tensor.name for node in self.graph.nodes for tensor in node.outputs} | self.out.constant
         read = {tensor.name for node in self.graph.nodes for tensor in node.inputs}
         for names, because in (
-            (self.graph.inputs, "it is an input of the model"),
-            (self.graph.outputs, "it is an output of the model"),
             (captured_names(self.graph.source.graph), "a subgraph reads it"),
             (read - made - set(self.graph.inputs), "it is stored in a sparse format"),
         ):
             for name in names:
                 self._pin(self.out.axes.get(name, ()), because, name)
 
-        for names in _equal_weights(self.graph):
-            why = Kept("it is stored twice with other axes", names[0])
-            for name in names[1:]:
-                for a, b in zip(self.out.axes[names[0]], self.out.axes[name], strict=True):
+        for alike in _equal_weights(self.graph):
+            why = Kept("it is stored twice with other axes", alike[0])
+            for name in alike[1:]:
+                for a, b in zip(self.out.axes[alike[0]], self.out.axes[name], strict=True):
                     unify(a, b, why)
+
+    def _pin_borders(self) -> None:
+        """Pins what people outside the graph see, but for the heads in caches that may go."""
+        free = self.caches if "head" in self.allow_io else set()
+        for names, because in (
+            (self.graph.inputs, "it is an input of the model"),
+            (self.graph.outputs, "it is an output of the model"),
+        ):
+            for name in names:
+                axes = [axis for i, axis in enumerate(self.out.axes.get(name, ())) if (name, i) not in free]
+                self._pin(axes, because, name)
 
     def _pin(self, axes: Iterable[Layout], because: str, node: str) -> bool:
         return any([pin(axis, Kept(because, node)) for axis in axes])
@@ -303,6 +322,11 @@ class _Inference:
             self.out.kinds.append((fact.axis, fact.kind))
         elif isinstance(fact, Omitted):
             self.out.omitted.append((first_output(node), fact.input, fact.axes))
+        elif isinstance(fact, Stated):
+            entry = Entry(fact.value, True, fact.name, None, 0, stated=False)
+            self.stated.append(Number(first_output(node), entry, None, None, None, fact.when))
+        elif isinstance(fact, Cached) and fact.axis.size > 1:  # axes of one position are one object
+            self.caches.add(self.place[id(fact.axis)])
         elif isinstance(fact, Work):
             self.out.work[first_output(node)] = fact.axes
 
@@ -341,10 +365,11 @@ class _Inference:
             shared = {place for place, taken in meanings.items() if len(taken) > 1}
             numbers = [(number, node) for number, _, node in found if number is not None]
             for number, node in numbers:
-                if number.place in shared and not self._may_override(node, number.entry):
+                if number.place in shared and number.axis is not None and not self._may_override(node, number.entry):
                     because = f"{node.op} shares a number with another node"
                     settled &= not self._pin([number.axis], because, label(node))
-        self.out.numbers = [replace(n, place=None) if n.place in shared else n for n, _ in numbers]
+        found_numbers = (replace(n, place=None) if n.place in shared else n for n, _ in numbers)
+        self.out.numbers = [*self.stated, *found_numbers]
 
     def _may_override(self, node: gs.Node, entry: Entry) -> bool:
         """Whether another number can be put into an input of a node, which must be a vector for that."""
@@ -436,7 +461,7 @@ def _parts(fact: Fact) -> Iterator[Layout]:
     """The layouts that a fact speaks of."""
     if isinstance(fact, Same):
         yield from (fact.a, fact.b)
-    elif isinstance(fact, Called | Omitted | Work):
+    elif isinstance(fact, Called | Omitted | Stated | Work):
         return  # none of them is a statement about what may happen to an axis
     else:
         yield fact.axis

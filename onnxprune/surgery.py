@@ -83,7 +83,7 @@ def _write_numbers(node: gs.Node, numbers: list[Written], graph: Graph) -> None:
             added[number.input].append(number)
     for name, entries in attributes.items():
         old = node.attrs.get(name, [])
-        if isinstance(old, int):
+        if isinstance(old, int | float) or isinstance(entries[0].value, float):
             node.attrs[name] = entries[0].value
         else:
             new = list(old) or [0] * len(entries)
@@ -92,7 +92,7 @@ def _write_numbers(node: gs.Node, numbers: list[Written], graph: Graph) -> None:
             node.attrs[name] = new
     for index, entries in added.items():
         if index < len(node.inputs) and node.inputs[index].name:
-            graph.override(node, index, {entry.index: entry.value for entry in entries})
+            graph.override(node, index, {entry.index: int(entry.value) for entry in entries})
             continue
         values = [entry.value for entry in sorted(entries, key=lambda entry: entry.index)]
         graph.add_input(node, index, np.array(values, np.int64))
@@ -265,6 +265,19 @@ def check_plan(graph: Graph, plan: Plan) -> None:
         )
 
 
+def cut(array: np.ndarray, name: str, plan: Plan) -> np.ndarray:
+    """What a plan keeps of an activation."""
+    for axis, kept in plan.activations.get(name, {}).items():
+        period = plan.periods.get(name, {}).get(axis, array.shape[axis])
+        array = np.compress(np.isin(np.arange(array.shape[axis]) % period, kept), array, axis)
+    return array
+
+
+def fed(plan: Plan, feeds: Feeds) -> Feeds:
+    """The inputs of a compact model, cut from those of the original where a plan lets inputs shrink."""
+    return {name: cut(array, name, plan) for name, array in feeds.items()}
+
+
 def verify(units: Units, plan: Plan, compact: Graph, feeds: Feeds, *, device: str = "cpu") -> float:
     """Runs the compact model against the masked original, in which normalizations run over what is kept.
 
@@ -283,7 +296,8 @@ def verify(units: Units, plan: Plan, compact: Graph, feeds: Feeds, *, device: st
     """
     masked = mask(units, plan)
     expected = Session(masked.SerializeToString(), device=device).run(feeds, units.graph.outputs)
-    found = Session(compact.message(), device=device).run(feeds, units.graph.outputs)
+    expected = [cut(x, name, plan) for x, name in zip(expected, units.graph.outputs, strict=True)]
+    found = Session(compact.message(), device=device).run(fed(plan, feeds), units.graph.outputs)
     differences = [_difference(a, b) for a, b in zip(expected, found, strict=True)]
     if all(difference <= TOLERANCE for difference in differences):
         return max((_absolute(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
@@ -317,13 +331,11 @@ def _first_difference(
     known = set(units.graph.outputs)
     masked.graph.output.extend(type(masked.graph.output[0])(name=name) for name in names if name not in known)
     both = [
-        Session(model, device="cpu", optimize=False).run(feeds, names)
-        for model in (masked.SerializeToString(), compact.message(outputs=names))
+        Session(model, device="cpu", optimize=False).run(given, names)
+        for model, given in ((masked.SerializeToString(), feeds), (compact.message(outputs=names), fed(plan, feeds)))
     ]
     for name, whole, small in zip(names, *both, strict=True):
-        for axis, kept in plan.activations.get(name, {}).items():
-            period = plan.periods.get(name, {}).get(axis, whole.shape[axis])
-            whole = np.compress(np.isin(np.arange(whole.shape[axis]) % period, kept), whole, axis)
+        whole = cut(whole, name, plan)
         if isinstance(whole, np.ndarray) and (difference := _difference(whole, small)) > TOLERANCE:
             return name, difference
     return compact.outputs[0], float("nan")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -174,17 +174,20 @@ def _written(numbers: Iterable[Number], masks: Mapping[Dim, np.ndarray]) -> Iter
     """The numbers that change, and all of a list of implied ones as soon as one of it does."""
     rows: list[tuple[Number, Written, bool]] = []
     for number in numbers:
-        mask = keep_mask(number.axis, masks)
-        after = int(mask[: number.upto].sum())
         entry = number.entry
+        after, changed = entry.value or 0, False
+        if number.axis is not None:
+            mask = keep_mask(number.axis, masks)
+            after = int(mask[: number.upto].sum())
+            changed = not mask.all() and after != entry.value  # a position counted from the end moves with the size
         constant, index = number.place or ("", entry.index)
-        where = -1 if entry.input is None else entry.input
-        changed = not mask.all() and after != entry.value  # a position counted from the end moves with the size
+        source = -1 if entry.input is None else entry.input
         changed |= any(not keep_mask(axis, masks).all() for axis in number.when)
-        rows.append((number, Written(number.node, entry.attr or "", where, constant, index, after), changed))
-    stirred = {number.node for number, _, changed in rows if changed}
+        rows.append((number, Written(number.node, entry.attr or "", source, constant, index, after), changed))
+    stirred = {(written.node, written.attribute, written.input) for _, written, changed in rows if changed}
     for number, written, changed in rows:
-        if changed or (not number.entry.stated and number.node in stirred):
+        where = written.node, written.attribute, written.input
+        if changed or (not number.entry.stated and where in stirred):
             yield written
 
 
@@ -209,7 +212,9 @@ def units_along(axis: Layout, members: Sequence[Dim]) -> np.ndarray:
     return np.concatenate([np.zeros(0, int), *(units_along(piece, members) for piece in axis.pieces)])
 
 
-def find_units(graph: Graph, sample: Feeds | None = None, *, residual: bool = False) -> Units:
+def find_units(
+    graph: Graph, sample: Feeds | None = None, *, residual: bool = False, allow_io: Collection[str] = ()
+) -> Units:
     """Finds what can be pruned.
 
     Args:
@@ -217,12 +222,13 @@ def find_units(graph: Graph, sample: Feeds | None = None, *, residual: bool = Fa
         sample: an array for each input, where sizes of symbolic axes have to come from data.
         residual: whether units that statistics run over, such as those of a residual stream under LayerNormalization,
             are groups too, marked as not exact.
+        allow_io: what inputs and outputs of the model may lose: "head" for the heads that caches hold.
 
     Raises:
         ModelError: ONNX Runtime cannot load the model.
         DataError: sizes of symbolic axes could not be settled without data.
     """
-    structure = infer(graph, observe(graph, sample), residual=residual)
+    structure = infer(graph, observe(graph, sample), residual=residual, allow_io=allow_io)
     finder = _Finder(structure)
     return finder.units()
 

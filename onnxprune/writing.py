@@ -125,18 +125,18 @@ def _write_nodes(
 
 
 def _write_attributes(proto: onnx.NodeProto, attrs: Mapping[str, Any]) -> None:
-    """Surgery changes, adds and drops integers only; every other attribute stays as it was read."""
+    """Surgery changes, adds and drops numbers only; every other attribute stays as it was read."""
     import onnx
 
-    integers = {onnx.AttributeProto.INT, onnx.AttributeProto.INTS}
+    numbers = {onnx.AttributeProto.INT, onnx.AttributeProto.INTS, onnx.AttributeProto.FLOAT}
     before = {a.name: a for a in proto.attribute}
     for name, attribute in before.items():
-        if attribute.type in integers and attrs.get(name) != onnx.helper.get_attribute_value(attribute):
+        if attribute.type in numbers and attrs.get(name) != onnx.helper.get_attribute_value(attribute):
             proto.attribute.remove(attribute)
     present = {a.name for a in proto.attribute}
     for name, value in attrs.items():
-        integral = isinstance(value, int) or (isinstance(value, list) and value and isinstance(value[0], int))
-        if name not in present and integral:
+        number = isinstance(value, int | float) or (isinstance(value, list) and value and isinstance(value[0], int))
+        if name not in present and number:
             proto.attribute.append(onnx.helper.make_attribute(name, value))
 
 

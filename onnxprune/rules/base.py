@@ -14,6 +14,8 @@ steer it, and yields facts:
 - `called(axis, kind)`: what a unit of the axis is, in the reader's words;
 - `omitted(index, *axes)`: an optional input of zeros is left out when one of these axes changes, since zeros are what
   the operator takes without it;
+- `stated(name, value, *axes)`: an attribute that the operator derives from these axes must be written when they change;
+- `cached(axis)`: the axis of a cache holds heads, which may go from inputs and outputs of the model if asked to;
 - `work(*axes)`: the multiply-accumulates of the operator are the product of these sizes.
 
 An axis that no fact of the rule mentions is pinned, and so is every axis of an operator without a rule: ignorance costs
@@ -225,6 +227,22 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
+class Stated:
+    """An attribute that the operator would derive from the sizes of axes; written down when one of them changes."""
+
+    name: str
+    value: float
+    when: tuple[Layout, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """An axis of a cache that holds heads."""
+
+    axis: Layout
+
+
+@dataclass(frozen=True, slots=True)
 class Called:
     """What a unit of an axis is, in the reader's words."""
 
@@ -250,7 +268,7 @@ class Work:
 HEAD, HIDDEN, CHANNEL, NEURON = KINDS = ("head", "hidden unit", "channel", "neuron")
 """What units are, strongest first: a unit that several operators name goes by the strongest name."""
 
-Fact = Same | Pinned | Normalized | Untouched | Counts | Called | Omitted | Work
+Fact = Same | Pinned | Normalized | Untouched | Counts | Stated | Omitted | Cached | Called | Work
 Rule = Callable[[Node], Iterator[Fact]]
 
 
@@ -287,6 +305,16 @@ def untouched(axis: Layout) -> Fact:
 def counts(entry: Entry, axis: Layout, upto: int | None = None, when: tuple[Layout, ...] = ()) -> Fact:
     """States that an integer is the size of an axis, or how many positions come before position `upto`."""
     return Counts(entry, axis, upto, when)
+
+
+def stated(name: str, value: float, *when: Layout) -> Fact:
+    """States that an attribute is derived from the sizes of these axes, and keeps its value when they change."""
+    return Stated(name, value, when)
+
+
+def cached(axis: Layout) -> Fact:
+    """States that an axis of a cache holds heads."""
+    return Cached(axis)
 
 
 def called(axis: Layout, kind: str) -> Fact:

@@ -11,12 +11,13 @@ carries("Abs", "Ceil", "Erf", "Exp", "Floor", "IsInf", "IsNaN", "Log", "Not", "R
 carries("Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cos", "Cosh", "Sin", "Sinh", "Tan", "Tanh")
 carries("Celu", "Clip", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "Relu", "Selu", "Shrink")
 carries("Sigmoid", "Softplus", "Softsign", "Swish", "ThresholdedRelu")
-carries("FastGelu", "Gelu", "QuickGelu", domain=MICROSOFT)
+carries("Gelu", "QuickGelu", domain=MICROSOFT)
 
 
 @rule("Add", "Div", "Mean", "Mul", "Sub", "Sum", linear=True)
 @rule("And", "BitShift", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Or", "Xor")
 @rule("Max", "Min", "Mod", "Pow", "PRelu", "Where")
+@rule("BiasGelu", "FastGelu", domain=MICROSOFT)
 def broadcasting(node: Node) -> Iterator[Fact]:
     """Y = f(A, B, ..), axes aligned from the right; an axis of size 1 is repeated and says nothing."""
     for operand in filter(None, node.inputs):

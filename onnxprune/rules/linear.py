@@ -96,13 +96,14 @@ def gemm(node: Node) -> Iterator[Fact]:
                 yield same(c.axis(-i), y.axis(-i))
 
 
+@rule("FusedMatMul", domain=MICROSOFT, linear=True)
 @rule("MatMul", linear=True)
 def matmul(node: Node) -> Iterator[Fact]:
-    """Y[..,N,M] = A[..,N,K] @ B[..,K,M], leading axes broadcast; vectors lack N or M.
+    """Y[..,N,M] = A[..,N,K] @ B[..,K,M], leading axes broadcast; vectors lack N or M. FusedMatMul transposes first.
 
     Where two activations are multiplied, that is attention: each head by itself, on a leading axis.
     """
-    a, b, y = node.input(0), node.input(1), node.output
+    a, b, y = _turned(node, 0, "A"), _turned(node, 1, "B"), node.output
     n, m = (-2 if a.rank > 1 else None), (-1 if b.rank > 1 else None)
     yield from _multiplied(a, b, y, n, -1, -2 if b.rank > 1 else -1, m)
     matrix_axes = (a.rank > 1) + (b.rank > 1)
@@ -114,6 +115,28 @@ def matmul(node: Node) -> Iterator[Fact]:
     if not a.constant and not b.constant:
         for axis in y.axes[: y.rank - matrix_axes]:
             yield called(axis, HEAD)
+
+
+def _turned(node: Node, index: int, which: str) -> Tensor:
+    """An operand of FusedMatMul as MatMul has it: transBatch says that the first axis comes after the leading ones."""
+    x = node.input(index)
+    if x.rank < 2:
+        return x
+    axes = x.axes
+    if node.attr(f"transBatch{which}", 0):
+        axes = (*axes[1:-1], axes[0], axes[-1])
+    if node.attr(f"trans{which}", 0):
+        axes = (*axes[:-2], axes[-1], axes[-2])
+    return Tensor(x.name, axes, x.constant)
+
+
+@rule("MatMulNBits", domain=MICROSOFT)
+def matmul_n_bits(node: Node) -> Iterator[Fact]:
+    """Y[..,M] = X[..,K] @ W[K,M], whose numbers are stored in blocks along K, several to a byte."""
+    x, y = node.input(0), node.output
+    yield from paired(x, y, skip=(-1,))
+    for axis in (x.axis(-1), y.axis(-1)):
+        yield pinned(axis, "its weight is stored in blocks of few bits")
 
 
 def _multiplied(a: Tensor, b: Tensor, y: Tensor, n: int | None, k_a: int, k_b: int, m: int | None) -> Iterator[Fact]:

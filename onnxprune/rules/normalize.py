@@ -56,7 +56,7 @@ def group_normalization(node: Node) -> Iterator[Fact]:
         yield pinned(x.axis(i), "normalized over these positions")
 
 
-@rule("LayerNormalization", "RMSNormalization")
+@rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 def layer_normalization(node: Node) -> Iterator[Fact]:
     """Y = normalized over the last axes(X) * scale + bias, which broadcast to X."""
     x, y = node.input(0), node.output

@@ -1,6 +1,7 @@
 """ONNX graphs as PyTorch modules and back. Importing this registers all operators, and imports torch."""
 
 from onnxprune.torch_bridge import (
+    attention,
     control,
     creation,
     elementwise,
@@ -18,6 +19,7 @@ from onnxprune.torch_bridge.bridge import missing_operators, to_torch, untouched
 from onnxprune.torch_bridge.export import to_onnx
 
 __all__ = [
+    "attention",
     "control",
     "creation",
     "elementwise",

@@ -160,6 +160,12 @@ def gelu_microsoft(x: Tensor) -> Tensor:
     return F.gelu(x)
 
 
+@operator("BiasGelu", domain=MICROSOFT)
+def bias_gelu(x: Tensor, bias: Weight) -> Tensor:
+    """Gelu of X + bias."""
+    return F.gelu(x + bias)
+
+
 @operator("FastGelu", domain=MICROSOFT)
 def fast_gelu(x: Tensor, bias: Weight | None = None) -> Tensor:
     """Gelu of X + bias, approximated by tanh."""

@@ -159,3 +159,60 @@ def fused_gemm(
     """Y = activation(Gemm(A, B, C))."""
     y = gemm(a, b, c, alpha=alpha, beta=beta, transA=transA, transB=transB)
     return ACTIVATIONS[activation](y, activation_alpha, activation_beta)
+
+
+def _turned(x: Tensor, batch: int, turn: int) -> Tensor:
+    """An operand of FusedMatMul as MatMul has it."""
+    if x.dim() < 2:
+        return x
+    x = x.movedim(0, -2) if batch else x
+    return x.transpose(-1, -2) if turn else x
+
+
+@operator("FusedMatMul", domain=MICROSOFT)
+def fused_mat_mul(
+    a: Matrix,
+    b: Matrix,
+    *,
+    alpha: float = 1.0,
+    transA: int = 0,
+    transB: int = 0,
+    transBatchA: int = 0,
+    transBatchB: int = 0,
+) -> Tensor:
+    """Y = alpha * A @ B; transBatch brings the first axis behind the leading ones, trans then swaps the last two."""
+    y = torch.matmul(_turned(a, transBatchA, transA), _turned(b, transBatchB, transB))
+    return y if alpha == 1 else alpha * y
+
+
+def _unknown_bits(attrs: dict[str, Any]) -> str | None:
+    return None if attrs.get("bits", 4) in (4, 8) else f"bits {attrs['bits']}"
+
+
+@operator("MatMulNBits", domain=MICROSOFT, lacks=_unknown_bits)
+def mat_mul_n_bits(
+    a: Tensor,
+    b: Tensor,
+    scales: Tensor,
+    zero_points: Tensor | None = None,
+    *,
+    K: int,
+    N: int,
+    bits: int = 4,
+    block_size: int,
+    accuracy_level: int = 0,
+    weight_prepacked: int = 0,
+) -> Tensor:
+    """Y = A @ W, where W[k,n] = (B[n,k] - zero) * scale, zero and scale for each n and each block of k."""
+    w = _unpacked(b, bits).reshape(N, -1, block_size)
+    zero = torch.full_like(scales.reshape(N, -1), 2 ** (bits - 1))
+    if zero_points is not None:
+        zero = zero_points if zero_points.is_floating_point() else _unpacked(zero_points.reshape(N, -1), bits)
+    blocks = w.shape[1]
+    w = (w - zero.reshape(N, -1)[:, :blocks, None]) * scales.reshape(N, blocks, 1)
+    return a @ w.reshape(N, -1)[:, :K].T.to(a.dtype)
+
+
+def _unpacked(x: Tensor, bits: int) -> Tensor:
+    """Bytes as numbers of 4 or 8 bits, the low ones first."""
+    return x.float() if bits == 8 else torch.stack([x % 16, x // 16], -1).flatten(-2).float()

@@ -26,6 +26,7 @@ from torch_bridge.parity import X, assert_parity, covered, network, perturb, run
 
 FAMILIES = (
     *(
+        "attention",
         "creation",
         "elementwise",
         "indexing",

@@ -73,6 +73,7 @@ CASES = [
     case("Dropout", SIGNED, outputs=2, opset=10, ratio=0.3),
     case("Dropout", SIGNED, np.array(0.3, np.float32), np.array(False), outputs=2, opset=13),
     case("Gelu", SIGNED, domain=MICROSOFT),
+    case("BiasGelu", SIGNED, weight(4), domain=MICROSOFT),
     case("FastGelu", SIGNED, domain=MICROSOFT),
     case("FastGelu", SIGNED, weight(4), domain=MICROSOFT),
     case("QuickGelu", SIGNED, domain=MICROSOFT),

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from onnxprune.errors import BridgeError
 from onnxprune.torch_bridge import missing_operators, to_torch
 from onnxprune.torch_bridge.base import MICROSOFT
-from torch_bridge.parity import Case, array, assert_case, case, weight
+from torch_bridge.parity import Case, array, assert_case, case, positive, weight
 
 IMAGE = (2, 4, 7, 6)
 LINE = (2, 4, 9)
 VOLUME = (1, 4, 5, 4, 5)
+
+
+def packed(bits: int, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """A weight of blocks of 16 numbers, and their scales."""
+    blocks = -(-k // 16)
+    numbers = np.random.default_rng(7).integers(0, 256, (n, blocks, 2 * bits)).astype(np.uint8)
+    return numbers, positive(n, blocks)
+
 
 CASES = [
     case("Conv", IMAGE, weight(6, 4, 3, 3), weight(6), opset=7),
@@ -70,6 +79,15 @@ CASES = [
         case("FusedGemm", (3, 4), weight(4, 5), weight(5), domain=MICROSOFT, activation=a, activation_alpha=0.2)
         for a in ("Relu", "Sigmoid", "Tanh", "LeakyRelu")
     ),
+    case("FusedMatMul", (2, 3, 4), weight(5, 4), domain=MICROSOFT, transB=1, alpha=0.5),
+    case("FusedMatMul", (3, 2, 6, 4), (2, 6, 5, 4), domain=MICROSOFT, transBatchA=1, transB=1),
+    case("FusedMatMul", (4, 2, 3), weight(2, 4, 5), domain=MICROSOFT, transBatchA=1, transA=1),
+    case("MatMulNBits", (3, 40), *packed(4, 5, 40), domain=MICROSOFT, bits=4, block_size=16, K=40, N=5),
+    case(
+        *("MatMulNBits", (3, 32), *packed(4, 5, 32), np.arange(5, dtype=np.uint8) * 17),
+        **{"domain": MICROSOFT, "bits": 4, "block_size": 16, "K": 32, "N": 5},
+    ),
+    case("MatMulNBits", (3, 32), *packed(8, 5, 32), domain=MICROSOFT, bits=8, block_size=16, K=32, N=5),
 ]
 
 
@@ -78,7 +96,7 @@ def test_equals_onnxruntime(given: Case) -> None:
     assert_case(given)
 
 
-@pytest.mark.parametrize("given", [c for c in CASES if c.op != "Einsum"], ids=str)
+@pytest.mark.parametrize("given", [c for c in CASES if c.op not in ("Einsum", "MatMulNBits")], ids=str)
 def test_constants_are_parameters(given: Case) -> None:
     graph, _ = given.model()
     module = to_torch(graph)
@@ -96,3 +114,10 @@ def test_more_axes_than_torch_has() -> None:
     module = to_torch(graph)
     with pytest.raises(BridgeError, match=r"windows over 4 axes of data of shape \(1, 2, 3, 3, 3, 3\): PyTorch takes"):
         module(*map(__import__("torch").from_numpy, feeds.values()))
+
+
+def test_unknown_bits_are_missing() -> None:
+    graph, _ = case(
+        "MatMulNBits", (3, 32), *packed(4, 5, 32), domain=MICROSOFT, bits=3, block_size=16, K=32, N=5
+    ).model()
+    assert missing_operators(graph) == {"com.microsoft.MatMulNBits with bits 3": ["matmulnbits0_node"]}

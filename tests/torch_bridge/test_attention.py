@@ -1,0 +1,202 @@
+"""Attention as one operator, and the operators that ONNX Runtime fuses around it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from builders import Net
+from onnxprune.errors import BridgeError
+from onnxprune.torch_bridge import inputs_of, missing_operators, to_onnx, to_torch, untouched_parameters
+from onnxprune.torch_bridge.base import MICROSOFT
+from torch_bridge.parity import Case, assert_case, assert_parity, case, weight
+
+TOKENS = (2, 3, 8)
+MASK = np.tril(np.ones((3, 3), bool))
+IDS = np.array([[0, 1, 2], [3, 0, 1]], np.int64)
+
+
+def ints(*values: Any) -> np.ndarray:
+    """A constant of 32-bit integers."""
+    return np.array(values, np.int32)
+
+
+def microsoft(op: str, *inputs: Any, **attrs: Any) -> Case:
+    """A case of ONNX Runtime's own operators."""
+    return case(op, *inputs, domain=MICROSOFT, **attrs)
+
+
+def heads(op: str, *inputs: Any, kv: int = 2, opset: int = 23, **attrs: Any) -> Case:
+    """A case of ONNX's Attention with heads in the last axis."""
+    return case(op, *inputs, opset=opset, q_num_heads=4, kv_num_heads=kv, **attrs)
+
+
+GROUPED = TOKENS, (2, 5, 4), (2, 5, 6)
+CACHED = (2, 3, 8), (2, 3, 4), (2, 3, 6), None, (2, 2, 4, 2), (2, 2, 4, 3)
+ROTARY = weight(5, 2), weight(5, 2, seed=8)
+
+CASES = [
+    *(heads("Attention", TOKENS, TOKENS, (2, 3, 4), kv=4, opset=opset) for opset in (23, 24)),
+    heads("Attention", *GROUPED, scale=0.3),
+    heads("Attention", TOKENS, TOKENS, TOKENS, kv=4, is_causal=1),
+    heads("Attention", TOKENS, TOKENS, TOKENS, MASK, kv=4),
+    heads("Attention", TOKENS, TOKENS, TOKENS, weight(4, 3, 3), kv=4, softcap=1.5),
+    heads("Attention", *CACHED, outputs=3, is_causal=1),
+    *(heads("Attention", TOKENS, TOKENS, TOKENS, kv=4, outputs=4, qk_matmul_output_mode=mode) for mode in (0, 3)),
+    heads("Attention", TOKENS, TOKENS, TOKENS, None, None, None, np.array([3, 1]), kv=4, opset=24),
+    case("Attention", (2, 4, 3, 5), (2, 2, 6, 5), (2, 2, 6, 7), opset=23),
+    case("RotaryEmbedding", (2, 3, 8), *ROTARY, IDS, opset=23, num_heads=2),
+    case("RotaryEmbedding", (2, 2, 3, 7), *ROTARY, IDS, opset=23, interleaved=1, rotary_embedding_dim=4),
+    case("RotaryEmbedding", (2, 2, 3, 4), weight(2, 3, 2), weight(2, 3, 2), opset=23),
+    microsoft("Attention", TOKENS, weight(8, 24), weight(24), num_heads=4),
+    microsoft("Attention", TOKENS, weight(8, 20), weight(20), num_heads=2, qkv_hidden_sizes=[8, 8, 4], scale=0.3),
+    microsoft("Attention", TOKENS, weight(8, 24), weight(24), ints(3, 1), num_heads=2),
+    microsoft("Attention", TOKENS, weight(8, 24), weight(24), ints(3, 2, 1, 0), num_heads=2),
+    microsoft("Attention", TOKENS, weight(8, 24), weight(24), ints([1, 1, 0], [1, 1, 1]), num_heads=2),
+    microsoft("Attention", TOKENS, weight(8, 24), weight(24), None, None, weight(2, 2, 3, 3), num_heads=2),
+    microsoft(
+        *("Attention", TOKENS, weight(8, 24), weight(24), None, (2, 2, 4, 5, 2)),
+        **{"num_heads": 4, "unidirectional": 1, "outputs": 2},
+    ),
+    microsoft("MultiHeadAttention", TOKENS, (2, 5, 8), (2, 5, 4), num_heads=2),
+    microsoft("MultiHeadAttention", TOKENS, TOKENS, TOKENS, weight(24), num_heads=2, outputs=3, scale=0.3),
+    microsoft("MultiHeadAttention", TOKENS, (2, 2, 5, 4), (2, 2, 5, 4), num_heads=2),
+    microsoft("MultiHeadAttention", TOKENS, TOKENS, TOKENS, None, ints([1, 1, 0], [1, 1, 1]), num_heads=2),
+    microsoft(
+        *("MultiHeadAttention", TOKENS, TOKENS, TOKENS, None, None, weight(1, 2, 3, 3)),
+        **{"num_heads": 2, "unidirectional": 1},
+    ),
+    microsoft(
+        *("MultiHeadAttention", TOKENS, TOKENS, TOKENS, None, None, None, (2, 2, 5, 4), (2, 2, 5, 4)),
+        **{"num_heads": 2, "outputs": 3},
+    ),
+    microsoft(
+        *(
+            "GroupQueryAttention",
+            (2, 3, 32),
+            (2, 3, 16),
+            (2, 3, 16),
+            None,
+            None,
+            ints(2, 1),
+            np.array(3, np.int32),
+        ),
+        **{"num_heads": 4, "kv_num_heads": 2, "outputs": 1},
+    ),
+    microsoft(
+        *("GroupQueryAttention", (2, 3, 128), None, None, None, None, ints(2, 2), np.array(3, np.int32)),
+        *(weight(9, 8), weight(9, 8, seed=8)),
+        **{"num_heads": 4, "kv_num_heads": 2, "outputs": 3, "do_rotary": 1, "local_window_size": 2},
+    ),
+    microsoft(
+        *("GroupQueryAttention", (2, 1, 128), None, None, (2, 2, 4, 16), (2, 2, 4, 16), ints(4, 4)),
+        *(np.array(5, np.int32), weight(9, 8), weight(9, 8, seed=8)),
+        **{"num_heads": 4, "kv_num_heads": 2, "outputs": 3, "do_rotary": 1, "rotary_interleaved": 1, "softcap": 2.0},
+    ),
+    microsoft("RotaryEmbedding", (2, 3, 8), IDS, *ROTARY),
+    microsoft("RotaryEmbedding", (2, 3, 10), np.array([1]), *ROTARY, num_heads=2, rotary_embedding_dim=4),
+    microsoft("RotaryEmbedding", (2, 2, 3, 4), IDS, *ROTARY, interleaved=1),
+    case("SimplifiedLayerNormalization", TOKENS, weight(8), epsilon=1e-2),
+    microsoft("SkipLayerNormalization", TOKENS, TOKENS, weight(8), weight(8)),
+    microsoft("SkipSimplifiedLayerNormalization", TOKENS, TOKENS, weight(8), weight(8), epsilon=1e-2),
+    microsoft(
+        "EmbedLayerNormalization",
+        *(ints([0, 1, 2], [2, 1, 0]), ints([0, 0, 1], [1, 1, 1])),
+        *(weight(4, 8), weight(5, 8), weight(2, 8), weight(8), weight(8), ints([1, 1, 0], [1, 1, 1])),
+        outputs=3,
+        fed=(0, 1, 7),
+    ),
+    microsoft(
+        "EmbedLayerNormalization",
+        ints([0, 1, 2], [2, 1, 0]),
+        None,
+        weight(4, 8),
+        weight(5, 8),
+        None,
+        weight(8),
+        weight(8),
+        outputs=2,
+        fed=(0,),
+    ),
+]
+
+
+@pytest.mark.parametrize("given", CASES, ids=str)
+def test_equals_onnxruntime(given: Case) -> None:
+    assert_case(given)
+
+
+def test_scores_of_multi_head_attention() -> None:
+    net = Net(microsoft=True)
+    x = net.input(*TOKENS)
+    net.output(*net.ops("MultiHeadAttention", x, x, x, outputs=4, domain=MICROSOFT, num_heads=2))
+    assert_parity(net.graph(), {"x0": weight(*TOKENS)})
+
+
+def test_rows_of_different_lengths_go_on_behind_their_own_caches() -> None:
+    net = Net(microsoft=True)
+    inputs = net.input(2, 1, 64), "", "", net.input(2, 2, 6, 8), net.input(2, 2, 6, 8)
+    lengths = net.constant(np.array([4, 3], np.int32)), net.constant(np.array(5, np.int32))
+    attrs = {"num_heads": 4, "kv_num_heads": 2, "outputs": 3}
+    net.output(net.op("GroupQueryAttention", *inputs, *lengths, domain=MICROSOFT, **attrs))
+    assert_parity(net.graph(), {"x0": weight(2, 1, 64), "x1": weight(2, 2, 6, 8), "x2": weight(2, 2, 6, 8, seed=8)})
+
+
+@pytest.mark.parametrize(
+    ("op", "trained"),
+    [
+        ("Attention", {"c1", "c2"}),
+        ("MultiHeadAttention", {"c3"}),
+        ("RotaryEmbedding", set()),
+        ("SimplifiedLayerNormalization", {"c1"}),
+        ("SkipLayerNormalization", {"c2", "c3"}),
+        ("SkipSimplifiedLayerNormalization", {"c2", "c3"}),
+        ("EmbedLayerNormalization", {"c2", "c3", "c4", "c5", "c6"}),
+    ],
+)
+def test_weights_are_parameters_under_their_names(op: str, trained: set[str]) -> None:
+    cases = [c for c in CASES if c.op == op and (c.domain or op.startswith("Simplified"))]
+    given = next(c for c in cases if c.op != "MultiHeadAttention" or isinstance(c.inputs[-1], np.ndarray))
+    graph, feeds = given.model()
+    module = to_torch(graph, feeds)
+    assert {name for name, _ in module.named_parameters()} == trained
+    assert untouched_parameters(module, feeds) == []
+
+
+def test_fused_attention_learns_and_goes_back() -> None:
+    graph, feeds = CASES[[str(c) for c in CASES].index("Attention-21-num_heads=4")].model()
+    module = to_torch(graph, feeds)
+    module(*inputs_of(graph.inputs, feeds))[0].square().sum().backward()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter -= 0.01 * parameter.grad
+    back = to_onnx(module, graph, feeds)
+    assert not np.allclose(back.constants["c1"], graph.constants["c1"])
+    assert_parity(back, feeds)
+
+
+@pytest.mark.parametrize(
+    ("op", "attrs", "reason"),
+    [
+        ("Attention", {"num_heads": 2, "do_rotary": 1}, "do_rotary"),
+        ("GroupQueryAttention", {"num_heads": 2, "kv_num_heads": 2, "smooth_softmax": 1}, "smooth_softmax"),
+    ],
+)
+def test_what_the_bridge_lacks_is_said(op: str, attrs: dict[str, int], reason: str) -> None:
+    net = Net(microsoft=True)
+    x = net.input(*TOKENS)
+    graph = net.output(net.op(op, x, x, domain=MICROSOFT, **attrs)).graph()
+    assert missing_operators(graph) == {f"com.microsoft.{op} with {reason}": [f"{op.lower()}0_node"]}
+
+
+def test_an_unknown_mask_is_refused() -> None:
+    net = Net(microsoft=True)
+    x = net.input(*TOKENS)
+    mask = net.constant(np.ones((2, 1, 3, 3), np.int32))
+    y = net.op("Attention", x, net.weight(8, 24), net.weight(24), mask, domain=MICROSOFT, num_heads=2)
+    module = to_torch(net.output(y).graph())
+    with pytest.raises(BridgeError, match=r"^the bridge knows no attention mask of shape \(2, 1, 3, 3\)$"):
+        module(torch.zeros(TOKENS))
