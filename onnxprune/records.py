@@ -85,10 +85,13 @@ class States:
     Attributes:
         site: the site.
         unit_of: (features,) int, the unit that each feature belongs to, -1 for features of other groups.
+        rows: (features, repeats) int, for units of several features the positions of the first reader's axis that each
+            feature comes to; units are compared in what that reader makes of them. None where they are compared here.
     """
 
     site: Site
     unit_of: np.ndarray
+    rows: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +269,7 @@ class Plan:
         numbers: integers that follow the sizes.
         frozen: tensors computed from sizes that become constants, with the shape and the values they had.
         copies: constants that the file shares between uses, and which the compact model holds apart.
+        periods: sizes of the activation axes on which the kept indices repeat, such as the heads of batch x heads.
         merged: units that were removed because another unit is equal to them, by group: {unit: its equal}.
         inexact: first outputs of the nodes whose statistics run over the kept positions alone.
         settings: how the plan was made.
@@ -278,6 +282,7 @@ class Plan:
     numbers: tuple[Written, ...]
     frozen: Mapping[str, Frozen]
     copies: Mapping[str, str]
+    periods: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     merged: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     inexact: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -298,6 +303,7 @@ class Plan:
                 "numbers": [asdict(number) for number in self.numbers],
                 "frozen": {name: asdict(frozen) for name, frozen in self.frozen.items()},
                 "copies": dict(self.copies),
+                "periods": {name: {str(axis): n for axis, n in by.items()} for name, by in self.periods.items()},
                 "merged": {g: {str(a): b for a, b in units.items()} for g, units in self.merged.items()},
                 "inexact": list(self.inexact),
                 "settings": dict(self.settings),
@@ -333,6 +339,7 @@ class Plan:
                 tuple(Written(**number) for number in data["numbers"]),
                 {name: Frozen(**frozen) for name, frozen in data["frozen"].items()},
                 data["copies"],
+                {name: {int(axis): n for axis, n in by.items()} for name, by in data["periods"].items()},
                 {g: {int(a): b for a, b in units.items()} for g, units in data["merged"].items()},
                 tuple(data["inexact"]),
                 data["settings"],
