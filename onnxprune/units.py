@@ -4,8 +4,8 @@ A leaf dim is free when no rule pinned it, a weight writes it and a weight reads
 such as pixels, tokens or table rows, are no units, although a dense layer behind them may have them on its weight.
 
 Where two free dims share an axis (heads x rows of a head, groups x channels of a group) their units overlap. Both are
-groups, but only one is pruned unless the other is asked for by name: an exact one before one that is not; then whole
-heads, since those save time in attention itself, and elsewhere the wider one, which cuts finer.
+groups, but only one is pruned unless the other is asked for by name: an exact one before one that is not, whole heads,
+since those save time in attention itself, and elsewhere the wider one, which cuts finer.
 """
 
 from __future__ import annotations
@@ -296,11 +296,11 @@ class _Finder:
             for use in self.uses["writes"][leaf]:
                 for site in self._before_nonlinearity(use, leaf) or post.values():
                     pre[site.key] = site
-        kind = self._kind(members, writers, readers)
+        exact = self.inexact.isdisjoint(members)
+        kind = self._kind(members, writers, readers) if exact else CHANNEL
         size = sum(leaf.size for leaf in members)
         after = self._states(post, members, readers[0], whole=True)
         before = self._states(pre, members, readers[0]) or after
-        exact = self.inexact.isdisjoint(members)
         return Group(name, kind, size, writers, readers, before, after, "", exact)
 
     def _weights(self, role: str, members: list[Dim]) -> Iterator[Weight]:
@@ -399,8 +399,6 @@ class _Finder:
             return "query head of each key-value head" if fewer else "key-value head"
         if kind == NEURON and heads:
             return "value width of each head"
-        if kind == NEURON and not self.inexact.isdisjoint(members):
-            return CHANNEL
         if kind == NEURON and all(self._same_stream(w, r) for w in writers for r in readers):
             return "feed-forward unit"
         return kind
@@ -411,7 +409,7 @@ class _Finder:
         return len(axes[0]) == len(axes[1]) == 2 and same(axes[0][1 - writer.axis], axes[1][1 - reader.axis])
 
     def _alternatives(self, groups: Mapping[str, Group], of_leaf: Mapping[Dim, str]) -> dict[str, str]:
-        """For each group that overlaps another one that is pruned by default, that one."""
+        """For each group that overlaps another on some axis and yields to it, the other one."""
         rivals: dict[str, set[str]] = defaultdict(set)
         for a, b in self.overlaps:
             if a in of_leaf and b in of_leaf and of_leaf[a] != of_leaf[b]:
@@ -453,7 +451,7 @@ class _Finder:
 
 
 def _preference(group: Group) -> tuple[bool, bool, int, int]:
-    """Sorts groups that overlap: exact ones first, then heads, those on more weights before others, then finer cuts."""
+    """Sorts groups that overlap: exact ones, heads, those on more weights before others, then the finer cut."""
     head = group.kind in ("head", "key-value head", "query head of each key-value head")
     return not group.exact, not head, -len(group.writers) if head else 0, -group.size
 
