@@ -129,14 +129,14 @@ def mask(units: Units, plan: Plan) -> onnx.ModelProto:
             if name not in plan.activations:
                 continue
             node.output[i] = hidden = f"{name}:whole"
-            shape = [axis.size for axis in units.structure.axes[name]]
-            if narrow:
-                node.output[i] = f"{name}:kept"
-                spread = {axis: _spread(kept, shape[axis]) for axis, kept in plan.activations[name].items()}
-                nodes += _taken(node.output[i], hidden, spread, model.graph)
             kind = types.get(name, TensorProto.FLOAT)
+            shape = [axis.size for axis in units.structure.axes[name]]
             periods = plan.periods.get(name, {})
             static = {axis: kept for axis, kept in plan.activations[name].items() if axis not in periods}
+            if narrow and static:
+                node.output[i] = f"{name}:kept"
+                spread = {axis: _spread(kept, shape[axis]) for axis, kept in static.items()}
+                nodes += _taken(node.output[i], hidden, spread, model.graph)
             mask = _mask_array(shape, static)
             if units.graph.opset() < 9:  # Where came with opset 9
                 mask = mask.astype(helper.tensor_dtype_to_np_dtype(kind))
@@ -198,7 +198,8 @@ def _gathered(node: onnx.NodeProto, units: Units, plan: Plan, graph: onnx.GraphP
     nodes = []
     twin = next(n for n in units.graph.nodes if n.outputs[0].name == node.output[0])
     for i, tensor in enumerate(twin.inputs):  # constants that the file shares have names of their own there
-        kept = plan.activations.get(tensor.name) or plan.initializers.get(tensor.name)
+        kept = plan.activations.get(tensor.name) or plan.initializers.get(tensor.name, {})
+        kept = {axis: positions for axis, positions in kept.items() if axis not in plan.periods.get(tensor.name, {})}
         if kept:
             name = f"{node.output[0]}:kept{i}"
             nodes += _taken(node.input[i], name, kept, graph)

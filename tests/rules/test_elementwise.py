@@ -169,6 +169,15 @@ def bit_shift(draw: Draw) -> tuple[Net, list[int]]:
     return read(net, shifted, n), [n]
 
 
+@case("Where/known")
+def where_known(draw: Draw) -> tuple[Net, list[int]]:
+    """A condition that is known beside numbers that are not, as in the distances of relative positions."""
+    net, h, n = maps(draw)
+    condition = net.constant(np.array([True, False, True, False]))
+    choice = [h, net.constant(np.ones(1, np.float32))]
+    return read(net, net.op("Where", condition, *draw(st.permutations(choice))), n), [n]
+
+
 @case("Where")
 def where(draw: Draw) -> tuple[Net, list[int]]:
     net, h, n = maps(draw)
