@@ -24,16 +24,30 @@ class Tokens(nn.Module):
         return getattr(self.net(input_ids=input_ids, attention_mask=attention_mask), self.output)
 
 
-def _text(build: Callable[[], tuple[type, object]], output: str = "last_hidden_state") -> Model:
+class Placed(Tokens):
+    """Tokens, their padding and their positions in, as serving stacks export decoders."""
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor
+    ) -> torch.Tensor:
+        found = self.net(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
+        return getattr(found, self.output)
+
+
+def _text(
+    build: Callable[[], tuple[type, object]], output: str = "last_hidden_state", *, placed: bool = False
+) -> Model:
     def make(attention: str) -> nn.Module:
         net, config = build()
         config.use_cache = False
-        return Tokens(net._from_config(config, attn_implementation=attention), output)
+        return (Placed if placed else Tokens)(net._from_config(config, attn_implementation=attention), output)
 
     inputs = {
         "input_ids": Input(("batch", "tokens"), WORDS),
         "attention_mask": Input(("batch", "tokens"), padding=True),
     }
+    if placed:
+        inputs["position_ids"] = Input(("batch", "tokens"), POSITIONS)
     return Model(make, inputs, BOTH)
 
 
@@ -179,6 +193,7 @@ def models() -> dict[str, Model]:
         "opt": _text(_opt, "logits"),
         "gpt_neox": _text(_gpt_neox, "logits"),
         "llama": _text(_llama, "logits"),
+        "llama_placed": _text(_llama, "logits", placed=True),
         "qwen3": _text(_qwen3, "logits"),
         "gemma": _text(_gemma, "logits"),
         "gemma3": _text(_gemma3, "logits"),

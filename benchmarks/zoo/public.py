@@ -20,6 +20,8 @@ TORCHVISION = (
     "video/mc3_18", "video/r2plus1d_18", "video/r3d_18", "video/s3d",
 )  # fmt: skip
 
+SIZES = {"inception_v3": (299, 299), "video/s3d": (16, 224, 224)}
+
 TIMM = (
     "beit_base_patch16_224", "botnet26t_256", "cait_xxs24_224", "coat_tiny", "coatnet_nano_rw_224", "convit_tiny",
     "convmixer_768_32", "convnext_atto", "convnextv2_atto", "crossvit_tiny_240", "cspdarknet53", "cspresnet50",
@@ -41,8 +43,10 @@ TIMM = (
 
 
 def _torchvision(name: str) -> nn.Module:
-    net = import_module("torchvision.models").get_model(name.split("/")[-1], weights=None)
-    return Chosen(net.eval(), "out" if name.startswith("segmentation") else None)
+    segments = name.startswith("segmentation")  # these would load a trained backbone unless told not to
+    options = {"weights_backbone": None} if segments else {}
+    net = import_module("torchvision.models").get_model(name.split("/")[-1], weights=None, **options)
+    return Chosen(net.eval(), "out" if segments else None)
 
 
 def _timm(name: str) -> nn.Module:
@@ -65,9 +69,8 @@ def models() -> Iterator[tuple[str, Model]]:
     """Each installed library's architectures by name."""
     if find_spec("torchvision"):
         for name in TORCHVISION:
-            axes = ("batch", 3, 8, 112, 112) if name.startswith("video") else ("batch", 3, 224, 224)
-            axes = ("batch", 3, 299, 299) if name == "inception_v3" else axes
-            yield f"torchvision/{name}", Model(partial(_torchvision, name), {"x": Input(axes)})
+            size = SIZES.get(name, (8, 112, 112) if name.startswith("video") else (224, 224))
+            yield f"torchvision/{name}", Model(partial(_torchvision, name), {"x": Input(("batch", 3, *size))})
     if find_spec("timm"):
         timm = import_module("timm")
         for name in filter(timm.is_model, TIMM):  # names come and go between versions
