@@ -41,7 +41,7 @@ def row(name: str, model: Model, export: str, attention: str, *, residual: bool 
     """One line of the table; a failure of the exporter, of the analysis or of the law stands where figures would."""
     head: list[object] = [name, export, attention]
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # exporters print the graph that they fail on
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # they print graphs
             content = exported(model, export, attention)
     except Exception as error:  # whatever an exporter throws is a result here
         return [*head, f"no export: {reason(error)}", "", "", ""]
