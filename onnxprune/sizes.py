@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
@@ -44,12 +44,16 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """Arithmetic on other terms."""
+    """Arithmetic on other terms; `varying` is noted once, since chains of a thousand steps are asked for it often."""
 
     op: str
     args: tuple[Term, ...]
     value: float
     place: Place | None = None
+    varying: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "varying", not all(map(is_fixed, self.args)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,7 @@ def factors(term: Term) -> Iterator[Term]:
 
 def is_fixed(term: Term) -> bool:
     """Whether a term is the same for all inputs of the model."""
-    return not isinstance(term, Unknown) and not any(size.varying for size in sizes_in(term))
+    return isinstance(term, Literal) or (not isinstance(term, Unknown) and not term.varying)
 
 
 def literals(name: str, array: np.ndarray) -> np.ndarray | None:

@@ -8,15 +8,14 @@ import warnings
 from functools import cache
 
 import numpy as np
-import onnx
 import pytest
 import torch
 
 from builders import Net
-from networks import make, networks
-from onnxprune.graph import from_proto
 from onnxprune.surgery import remove, verify
 from onnxprune.units import Units, find_units
+from zoo.convolutional import make, networks
+from zoo.halving import analysed, halves
 
 EXPORTS = {
     "torchscript, opset 11": {"dynamo": False, "opset_version": 11, "do_constant_folding": False},
@@ -40,14 +39,7 @@ def exported(name: str, export: str) -> bytes:
 
 
 def units_of(name: str, export: str) -> Units:
-    return find_units(from_proto(onnx.load_from_string(exported(name, export))))
-
-
-def half(units: Units) -> dict[str, np.ndarray]:
-    """Random halves of all groups that are pruned by default."""
-    generator = np.random.default_rng(0)
-    chosen = {name: group.size for name, group in units.groups.items() if not group.instead_of}
-    return {name: generator.permutation(n) < n - n // 2 for name, n in chosen.items()}
+    return analysed(exported(name, export))
 
 
 def test_channels_last() -> None:
@@ -68,7 +60,7 @@ def test_channels_last() -> None:
     y = net.op("Add", net.op("MatMul", net.op("Tanh", h), net.weight(20, 4)), net.weight(4))
     units = find_units(net.output(net.op("Softmax", y)).graph())
     assert [(g.size, g.kind) for g in units.groups.values()] == [(12, "channel"), (16, "channel"), (20, "neuron")]
-    keep = half(units)
+    keep = halves(units)
     assert 1 - units.cost(keep)[0] / units.cost({})[0] > 0.6
     plan = units.plan(keep)
     feeds = {"x0": np.random.default_rng(1).standard_normal((3, 8, 8, 3)).astype("f")}
@@ -79,7 +71,7 @@ def test_channels_last() -> None:
 @pytest.mark.parametrize("name", networks())
 def test_half_of_every_group(name: str, export: str) -> None:
     units = units_of(name, export)
-    keep = half(units)
+    keep = halves(units)
     removed = 1 - units.cost(keep)[0] / units.cost({})[0]
     assert removed >= networks()[name][2]
     plan = units.plan(keep)

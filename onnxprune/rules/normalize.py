@@ -22,6 +22,10 @@ def batch_normalization(node: Node) -> Iterator[Fact]:
     for statistic in node.outputs[1:]:
         if statistic is not None and statistic.rank == 1:
             yield same(statistic.axis(0), channels)
+    if node.attr("training_mode", 0) or (node.version < 14 and any(node.outputs[1:])):
+        for i in range(x.rank):  # as exported for weights that are standardized on the way
+            if i != 1:
+                yield pinned(x.axis(i), "normalized over this axis")
 
 
 @rule("InstanceNormalization")

@@ -18,6 +18,18 @@ def batch_normalization(draw: Draw) -> tuple[Net, list[int]]:
     return read(net, h, n), [n]
 
 
+@case("BatchNormalization/training")
+def batch_normalization_of_a_weight(draw: Draw) -> tuple[Net, list[int]]:
+    """A weight that is standardized on the way: its input channels are averaged over, its output channels pass."""
+    net, h, n = maps(draw, opset(draw, 14, 15))
+    m = size(draw)
+    taps = net.op("Reshape", net.weight(m, n, 1, 1), net.ints(1, m, -1))
+    start = net.constant(np.zeros(m, "f")), net.constant(np.ones(m, "f"))
+    taps = net.op("BatchNormalization", taps, net.weight(m), net.weight(m), *start, training_mode=1, outputs=3)
+    h = net.op("Relu", net.op("Conv", h, net.op("Reshape", taps, net.ints(m, n, 1, 1))))
+    return read(net, h, m), [m]
+
+
 @case("InstanceNormalization")
 def instance_normalization(draw: Draw) -> tuple[Net, list[int]]:
     net, h, n = maps(draw)

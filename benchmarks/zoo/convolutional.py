@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from zoo.base import Input, Model
+
 
 def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """A convolution that keeps positions, without bias."""
@@ -310,7 +312,7 @@ def networks() -> dict[str, tuple[type[nn.Module] | object, tuple[int, ...], flo
         "resnext": (lambda: ResNet(groups=4), (2, 3, 32, 32), 0.67),
         "mobilenet": (MobileNet, (2, 3, 32, 32), 0.58),
         "efficientnet": (lambda: MobileNet(squeeze=True), (2, 3, 32, 32), 0.60),
-        "unet": (UNet, (2, 3, 16, 16), 0.72),
+        "unet": (UNet, (2, 3, 16, 16), 0.74),
         "densenet": (DenseNet, (2, 3, 16, 16), 0.68),
         "shufflenet": (Shuffled, (2, 3, 8, 8), 0.45),
         "detector": (Detector, (2, 3, 32, 32), 0.70),
@@ -340,3 +342,8 @@ def make(name: str) -> tuple[nn.Module, torch.Tensor]:
             layer.weight.data.uniform_(0.5, 2)
             layer.bias.data.normal_()
     return net.eval(), torch.randn(*shape)
+
+
+def models() -> dict[str, Model]:
+    """The same networks as members of the zoo."""
+    return {name: Model(build, {"x": Input(("batch", *shape[1:]))}) for name, (build, shape, _) in networks().items()}

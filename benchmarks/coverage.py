@@ -1,0 +1,103 @@
+"""Half of all units of one model after the other, as the exporters write them: found, removed, and proven.
+
+python benchmarks/coverage.py
+python benchmarks/coverage.py --only 'bert*' --export dynamo
+
+python benchmarks/coverage.py --residual
+
+A run of everything writes its section of RESULTS.md; with --only or --export the table is printed alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fnmatch
+import io
+import time
+from collections import Counter
+from collections.abc import Iterator
+from importlib.metadata import version
+
+from results import publish, table
+from zoo.base import EXPORTS, Model, exported, feeds, zoo
+from zoo.halving import halve
+from zoo.public import absent
+from zoo.public import models as public
+
+HEADING = ["model", "export", "attention", "groups", "removed", "largest difference", "seconds"]
+
+
+def cases(only: str, export: str) -> Iterator[tuple[str, Model, str, str]]:
+    """Each model, export and form of attention that was asked for."""
+    for name, model in {**zoo(), **dict(public())}.items():
+        if fnmatch.fnmatch(name, only):
+            for label in EXPORTS:
+                if fnmatch.fnmatch(label, export):
+                    yield from ((name, model, label, attention) for attention in model.attention or ("",))
+
+
+def row(name: str, model: Model, export: str, attention: str, *, residual: bool = False) -> list[object]:
+    """One line of the table; a failure of the exporter, of the analysis or of the law stands where figures would."""
+    head: list[object] = [name, export, attention]
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # they print graphs
+            content = exported(model, export, attention)
+    except Exception as error:  # whatever an exporter throws is a result here
+        return [*head, f"no export: {reason(error)}", "", "", ""]
+    start = time.perf_counter()
+    try:
+        found = halve(content, feeds(model), residual=residual)
+    except Exception as error:  # so is what the tool throws
+        return [*head, f"failed: {reason(error)}", "", "", f"{time.perf_counter() - start:.1f}"]
+    seconds = time.perf_counter() - start
+    difference = f"{found.difference:.1e}" if found.groups else ""
+    return [*head, groups(found.groups), f"{100 * found.removed:.1f} %", difference, f"{seconds:.1f}"]
+
+
+def groups(found: Counter[tuple[int, str]]) -> str:
+    """The groups in few words: for each kind how many groups of which size."""
+    kinds: dict[str, list[tuple[int, int]]] = {}
+    for (size, kind), count in found.items():
+        kinds.setdefault(kind, []).append((size, count))
+    parts = [f"{kind}s {', '.join(f'{n} x {size}' for size, n in sorted(sizes))}" for kind, sizes in kinds.items()]
+    return "; ".join(parts) or "none"
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {(lines or ['no message'])[0][:160]}".replace("|", "/")
+
+
+def main() -> None:
+    """Runs the cases and prints or publishes the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="*", help="a glob of model names, such as 'timm/*'")
+    parser.add_argument("--export", default="*", help=f"a glob of {', '.join(EXPORTS)}")
+    parser.add_argument("--residual", action="store_true", help="halve the residual streams too")
+    options = parser.parse_args()
+    rows: list[list[object]] = [HEADING]
+    for case in cases(options.only, options.export):
+        rows.append(row(*case, residual=options.residual))
+        print(*rows[-1], sep=" | ", flush=True)
+    without = "".join(f" {name} is not installed: its architectures are left out." for name in absent())
+    about = (
+        f"Random halves of all groups that are pruned {'with --residual' if options.residual else 'by default'}, "
+        "random weights, inputs that vary. Differences are from the masked original, relative to the largest output; "
+        f"seconds are those of analysis, surgery and proof. transformers {version('transformers')}.{without}"
+    )
+    if (options.only, options.export) == ("*", "*"):
+        section = "coverage.py" + " --residual" * options.residual
+        publish(
+            section,
+            f"## {'Residual widths' if options.residual else 'Architectures and exporters'}",
+            about,
+            table(rows),
+        )
+    else:
+        print(f"\n{table(rows)}\n\n{about}")
+
+
+if __name__ == "__main__":
+    main()

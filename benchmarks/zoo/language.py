@@ -1,0 +1,205 @@
+"""Language models, from transformers' own configurations and code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from zoo.base import Input, Model
+
+WORDS, HIDDEN, INNER, HEADS, LAYERS, POSITIONS = 61, 48, 80, 4, 2, 40
+BOTH = ("eager", "sdpa")
+
+
+class Tokens(nn.Module):
+    """Tokens and their padding in, one tensor out."""
+
+    def __init__(self, net: nn.Module, output: str) -> None:
+        super().__init__()
+        self.net, self.output = net, output
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return getattr(self.net(input_ids=input_ids, attention_mask=attention_mask), self.output)
+
+
+class Placed(Tokens):
+    """Tokens, their padding and their positions in, as serving stacks export decoders."""
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor
+    ) -> torch.Tensor:
+        found = self.net(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
+        return getattr(found, self.output)
+
+
+def _text(
+    build: Callable[[], tuple[type, object]], output: str = "last_hidden_state", *, placed: bool = False
+) -> Model:
+    def make(attention: str) -> nn.Module:
+        net, config = build()
+        config.use_cache = False
+        return (Placed if placed else Tokens)(net._from_config(config, attn_implementation=attention), output)
+
+    inputs = {
+        "input_ids": Input(("batch", "tokens"), WORDS),
+        "attention_mask": Input(("batch", "tokens"), padding=True),
+    }
+    if placed:
+        inputs["position_ids"] = Input(("batch", "tokens"), POSITIONS)
+    return Model(make, inputs, BOTH)
+
+
+def _bert() -> tuple[type, object]:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    return BertForSequenceClassification, BertConfig(
+        vocab_size=WORDS, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        intermediate_size=INNER, max_position_embeddings=POSITIONS,
+    )  # fmt: skip
+
+
+def _distilbert() -> tuple[type, object]:
+    from transformers import DistilBertConfig, DistilBertForSequenceClassification
+
+    return DistilBertForSequenceClassification, DistilBertConfig(
+        vocab_size=WORDS, dim=HIDDEN, n_layers=LAYERS, n_heads=HEADS, hidden_dim=INNER,
+        max_position_embeddings=POSITIONS,
+    )  # fmt: skip
+
+
+def _albert() -> tuple[type, object]:
+    from transformers import AlbertConfig, AlbertForSequenceClassification
+
+    return AlbertForSequenceClassification, AlbertConfig(
+        vocab_size=WORDS, embedding_size=28, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        intermediate_size=INNER, max_position_embeddings=POSITIONS,
+    )  # fmt: skip
+
+
+def _gpt2() -> tuple[type, object]:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel, GPT2Config(
+        vocab_size=WORDS, n_embd=HIDDEN, n_layer=LAYERS, n_head=HEADS, n_inner=INNER, n_positions=POSITIONS,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+
+
+def _opt() -> tuple[type, object]:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    return OPTForCausalLM, OPTConfig(
+        vocab_size=WORDS, hidden_size=HIDDEN, word_embed_proj_dim=HIDDEN, num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS, ffn_dim=INNER, max_position_embeddings=POSITIONS,
+    )  # fmt: skip
+
+
+def _gpt_neox() -> tuple[type, object]:
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    return GPTNeoXForCausalLM, GPTNeoXConfig(
+        vocab_size=WORDS, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        intermediate_size=INNER, max_position_embeddings=POSITIONS,
+    )  # fmt: skip
+
+
+def _llama() -> tuple[type, object]:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM, LlamaConfig(
+        vocab_size=WORDS, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=6, num_key_value_heads=3,
+        head_dim=10, intermediate_size=INNER, max_position_embeddings=POSITIONS,
+    )  # fmt: skip
+
+
+def _qwen3() -> tuple[type, object]:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    return Qwen3ForCausalLM, Qwen3Config(
+        vocab_size=WORDS, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=6, num_key_value_heads=3,
+        head_dim=10, intermediate_size=INNER, max_position_embeddings=POSITIONS,
+    )  # fmt: skip
+
+
+def _gemma() -> tuple[type, object]:
+    from transformers import GemmaConfig, GemmaForCausalLM
+
+    return GemmaForCausalLM, GemmaConfig(
+        vocab_size=WORDS, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=6, num_key_value_heads=3,
+        head_dim=10, intermediate_size=INNER, max_position_embeddings=POSITIONS,
+    )  # fmt: skip
+
+
+def _gemma3() -> tuple[type, object]:
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    return Gemma3ForCausalLM, Gemma3TextConfig(
+        vocab_size=WORDS, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=6, num_key_value_heads=3,
+        head_dim=10, intermediate_size=INNER, max_position_embeddings=POSITIONS, sliding_window=4,
+        layer_types=["sliding_attention", "full_attention"],
+    )  # fmt: skip
+
+
+def _phi() -> tuple[type, object]:
+    from transformers import PhiConfig, PhiForCausalLM
+
+    return PhiForCausalLM, PhiConfig(
+        vocab_size=WORDS, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        intermediate_size=INNER, max_position_embeddings=POSITIONS,
+    )  # fmt: skip
+
+
+def _falcon() -> tuple[type, object]:
+    from transformers import FalconConfig, FalconForCausalLM
+
+    return FalconForCausalLM, FalconConfig(
+        vocab_size=WORDS, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        ffn_hidden_size=INNER, max_position_embeddings=POSITIONS, multi_query=True,
+    )  # fmt: skip
+
+
+def _bloom() -> tuple[type, object]:
+    from transformers import BloomConfig, BloomForCausalLM
+
+    return BloomForCausalLM, BloomConfig(vocab_size=WORDS, hidden_size=HIDDEN, n_layer=LAYERS, n_head=HEADS)
+
+
+def _t5() -> tuple[type, object]:
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel, T5Config(
+        vocab_size=WORDS, d_model=HIDDEN, d_kv=10, d_ff=INNER, num_layers=LAYERS, num_heads=HEADS,
+    )  # fmt: skip
+
+
+def _clip_text() -> tuple[type, object]:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    return CLIPTextModel, CLIPTextConfig(
+        vocab_size=WORDS, hidden_size=HIDDEN, intermediate_size=INNER, num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS, max_position_embeddings=POSITIONS,
+    )  # fmt: skip
+
+
+def models() -> dict[str, Model]:
+    """Classifiers, decoders and bare encoders."""
+    return {
+        "bert": _text(_bert, "logits"),
+        "distilbert": _text(_distilbert, "logits"),
+        "albert": _text(_albert, "logits"),
+        "gpt2": _text(_gpt2, "logits"),
+        "opt": _text(_opt, "logits"),
+        "gpt_neox": _text(_gpt_neox, "logits"),
+        "llama": _text(_llama, "logits"),
+        "llama_placed": _text(_llama, "logits", placed=True),
+        "qwen3": _text(_qwen3, "logits"),
+        "gemma": _text(_gemma, "logits"),
+        "gemma3": _text(_gemma3, "logits"),
+        "phi": _text(_phi, "logits"),
+        "falcon": _text(_falcon, "logits"),
+        "bloom": _text(_bloom, "logits"),
+        "t5_encoder": _text(_t5),
+        "clip_text": _text(_clip_text),
+    }
