@@ -144,7 +144,7 @@ recovery_options = options(
     click.option("--checkpoint", type=click.Path(path_type=Path), help="[default: OUTPUT.ckpt]"),
     click.option("--save-every", default=200, show_default=True, help="Steps between checkpoints."),
     click.option("--resume", is_flag=True, help="Go on from the checkpoint of the same run."),
-    click.option("--log", type=click.Path(path_type=Path), help="Write the loss of every step as JSON lines."),
+    click.option("--losses", type=click.Path(path_type=Path), help="Write the loss of every step as JSON lines."),
     click.option("--cache", type=click.Path(path_type=Path), help="Folder that keeps the teacher's outputs."),
 )
 RECOVERY_SECTIONS = {
@@ -155,9 +155,9 @@ RECOVERY_SECTIONS = {
     ),
     "When to stop": ("test", "metric", "patience", "goal"),
     "Where": ("device", "precision", "compile", "fsdp"),
-    "What is kept on the way": ("checkpoint", "save_every", "resume", "log", "cache"),
+    "What is kept on the way": ("checkpoint", "save_every", "resume", "losses", "cache"),
 }
-EXECUTION = ("device", "precision", "compile", "fsdp", "resume", "log", "cache")
+EXECUTION = ("device", "precision", "compile", "fsdp", "resume", "losses", "cache")
 FEEDING = ("samples", "batch", "device", "stride")
 RANKING = ("criterion", "reverse", "k", "edges", "metric", "eigenpairs", "ridge", "seed")
 

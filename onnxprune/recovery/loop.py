@@ -80,7 +80,10 @@ class Loop:
         self.wrapped = processes.wrap(self.module, fsdp=setting.execution.fsdp, several_outputs=outputs > 1)
         self.called: Any = self.wrapped
         if setting.execution.compile:
-            self.called = torch.compile(self.wrapped, backend=setting.execution.compile)
+            try:
+                self.called = torch.compile(self.wrapped, backend=setting.execution.compile)
+            except Exception as error:  # torch raises a dozen unrelated classes
+                raise self._uncompiled(error) from error
         self.optimizer = optimizer_for(self.module, training)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._factor)
         self.average = Average(setting.student.trained(), training.ema) if training.ema else None
@@ -105,7 +108,7 @@ class Loop:
         elif self.evaluator:
             self._measure(0)
         writer = self.s.processes.rank == 0
-        self.journal = Log(self.s.execution.log if writer else None, after=self.done)
+        self.journal = Log(self.s.execution.losses if writer else None, after=self.done)
         steps, epochs = self.s.schedule.steps, self.s.training.epochs
         for epoch in range(self.done // steps, epochs):
             if self._is_over():
@@ -122,7 +125,8 @@ class Loop:
                     self._measure(epoch + 1)
                 if self.checkpoint and (last or self.done % self.s.training.save_every == 0):
                     self._save()
-            log.info("epoch %d of %d: loss %.4f%s", epoch + 1, epochs, loss, self.note)
+            if writer:
+                log.info("epoch %d of %d: loss %.4f%s", epoch + 1, epochs, loss, self.note)
         return self.chosen if self.evaluator else self._weights()
 
     def _is_over(self) -> bool:
@@ -189,10 +193,12 @@ class Loop:
             except Exception as error:
                 if not self.s.execution.compile or not type(error).__module__.startswith("torch._"):
                     raise
-                backend = self.s.execution.compile
-                raise BridgeError(
-                    f"torch.compile with {backend} fails: {first_line(error)}; train without --compile."
-                ) from error
+                raise self._uncompiled(error) from error
+
+    def _uncompiled(self, error: Exception) -> BridgeError:
+        """What to say where torch.compile fails."""
+        backend = self.s.execution.compile
+        return BridgeError(f"torch.compile with {backend} fails: {first_line(error)}; train without --compile.")
 
     def outputs(self, arrays: Arrays) -> list[np.ndarray]:
         """Outputs and hidden states in evaluation mode, as arrays."""
@@ -214,7 +220,8 @@ class Loop:
         else:
             self.waited += 1
         put(trained, before)
-        log.info("epoch %d: %s", epoch, self.evaluator.in_words(value))
+        if not epoch and self.s.processes.rank == 0:
+            log.info("before: %s", self.evaluator.in_words(value))
         if epoch:
             self.journal.add(step=self.done, epoch=epoch, metric=self.evaluator.metric, value=value)
 

@@ -116,7 +116,7 @@ class Execution:
         fsdp: whether several processes share weights, gradients and the optimizer's state instead of copying them.
         checkpoint: where the state of the training is kept, so that it can be resumed.
         resume: whether to go on from that checkpoint.
-        log: file of JSON lines, one for each step and each measurement.
+        losses: file of JSON lines, one for each step and each measurement.
         cache: folder that keeps the teacher's outputs for later runs.
     """
 
@@ -126,7 +126,7 @@ class Execution:
     fsdp: bool = False
     checkpoint: Path | None = None
     resume: bool = False
-    log: Path | None = None
+    losses: Path | None = None
     cache: Path | None = None
 
 
