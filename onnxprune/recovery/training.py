@@ -33,7 +33,7 @@ PROOF_SAMPLES = 8
 """Samples on which the module is compared with ONNX Runtime before and after training."""
 
 SHAPE_SAMPLES = 256
-"""Samples on which the variance of the original's outputs is measured."""
+"""Samples on which the variance of the original's outputs is measured, if a step has as many."""
 
 STATISTICS_SAMPLES = 1024
 """Samples on which the statistics of new normalizations are measured."""
@@ -137,16 +137,6 @@ def _setting(
     from onnxprune.recovery.student import Student
 
     torch.manual_seed(training.seed)
-    learns = teacher is not None and training.label_weight < 1
-    if teacher and learns:
-        if augment and execution.cache:
-            raise PlanError("--cache keeps nothing with --augment: no sample comes twice; leave out one of them.")
-        if not augment and (training.epochs > joined.count or execution.cache):
-            teacher.remember(samples, training.batch, execution.cache, progress)
-    known = teacher.run(samples.first(SHAPE_SAMPLES)) if teacher else None
-    if known is None:
-        known = Session(graph.message(), device="cpu").run(samples.first(SHAPE_SAMPLES))
-    shape = shape_of(known[: len(graph.outputs)], known[len(graph.outputs) :])
     names = [state.name for state in teacher.hidden] if teacher else []
     student = Student(
         graph,
@@ -155,6 +145,15 @@ def _setting(
         hidden=names,
         unfolded=False if training.freeze_batchnorm else training.unfold_batchnorm,
     )
+    learns = teacher is not None and training.label_weight < 1
+    if teacher and learns:
+        if augment and execution.cache:
+            raise PlanError("--cache keeps nothing with --augment: no sample comes twice; leave out one of them.")
+        if not augment and (training.epochs > joined.count or execution.cache):
+            teacher.remember(samples, training.batch, execution.cache, progress)
+    first = samples.first(min(SHAPE_SAMPLES, training.batch))
+    known = teacher.run(first) if teacher else Session(graph.message(), device="cpu").run(first)
+    shape = shape_of(known[: len(graph.outputs)], known[len(graph.outputs) :])
     objective = Objective(training, shape, learns=learns)
     schedule = plan_epochs(samples, training, joined.count)
     return Setting(student, samples, teacher, objective, schedule, training, execution, joined, augment, progress)
