@@ -248,6 +248,8 @@ def recover(
         check_output(path, force=force or values["resume"])
     check_output(checkpoint, force=True)
     training, watch, execution = recovery_of(values, checkpoint)
+    if execution.losses:
+        check_output(execution.losses, force=force or execution.resume)
     bar = Bar()
     missed = None
     try:

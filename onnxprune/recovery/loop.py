@@ -20,10 +20,10 @@ from onnxprune.recovery.parallel import Processes, waits_for_gradients
 from onnxprune.recovery.samples import Samples, Schedule
 from onnxprune.recovery.student import Student
 from onnxprune.recovery.teacher import Teacher
-from onnxprune.recovery.weights import Average, full, load_optimizer, optimizer_for, optimizer_state, put
+from onnxprune.recovery.weights import Average, full, load_optimizer, optimizer_for, optimizer_state, put, shed
 from onnxprune.runtime import first_line
 from onnxprune.torch_bridge import inputs_of
-from onnxprune.torch_bridge.arrays import array_of
+from onnxprune.torch_bridge.arrays import array_of, tensor_of
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +178,7 @@ class Loop:
         """The mean loss of some samples."""
         targets: list[torch.Tensor] = []
         if self.s.teacher and self.s.objective.learns:
-            targets = [torch.tensor(target, device=self.device) for target in self.s.teacher.targets(rows, arrays)]
+            targets = [tensor_of(target).to(self.device) for target in self.s.teacher.targets(rows, arrays)]
         labels = None
         if self.s.samples.labels is not None:
             labels = torch.tensor(self.s.samples.labels[rows], device=self.device)
@@ -213,7 +213,8 @@ class Loop:
         if self.average:
             put(trained, self.average.values)
         self.module.eval()
-        value = self.evaluator.measure(self.outputs)
+        value = self.s.processes.agree(self.evaluator.measure(self.outputs))
+        shed(self.module)
         self.note = f", {self.evaluator.in_words(value)}"
         if self.evaluator.better(value, self.best):
             self.best, self.waited, self.chosen = value, 0, full(trained)

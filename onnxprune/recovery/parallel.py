@@ -44,6 +44,17 @@ class Processes:
             dist.all_reduce(value)
         return float(value)
 
+    def agree(self, value: float) -> float:
+        """The first process's value, so that all decide alike."""
+        if self.count == 1:
+            return value
+        import torch
+        import torch.distributed as dist
+
+        tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.broadcast(tensor, 0)
+        return float(tensor)
+
     def wrap(self, module: torch.nn.Module, *, fsdp: bool, several_outputs: bool) -> torch.nn.Module:
         """The module as it trains in this process.
 

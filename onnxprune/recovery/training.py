@@ -190,6 +190,7 @@ def _evaluator(setting: Setting, watch: Watch) -> Evaluator:
     import torch
 
     from onnxprune.recovery.evaluation import Evaluator
+    from onnxprune.torch_bridge.arrays import tensor_of
 
     graph, teacher = setting.student.graph, setting.teacher
     data = load_data(watch.data, Session(graph.message(), device="cpu"), size=setting.training.batch)
@@ -197,7 +198,7 @@ def _evaluator(setting: Setting, watch: Watch) -> Evaluator:
     def loss(feeds: Arrays, outputs: list[np.ndarray], labels: np.ndarray | None) -> float:
         targets: list[Any] = []
         if teacher and setting.objective.learns:
-            targets = [torch.tensor(target[: len(outputs[0])]) for target in teacher.run(feeds)]
+            targets = [tensor_of(target[: len(outputs[0])]) for target in teacher.run(feeds)]
         known = None if labels is None else torch.tensor(labels)
         with torch.no_grad():
             return float(setting.objective([torch.tensor(output) for output in outputs], targets, known))

@@ -62,6 +62,16 @@ def put(tensors: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor])
             tensor.copy_(value)
 
 
+def shed(module: torch.nn.Module) -> None:
+    """Lets a process that shares weights forget those that it gathered to run the module.
+
+    Training does so after each backward pass; after a pass without one, weights that are changed would stay stale.
+    """
+    reshard = getattr(module, "reshard", None)
+    if callable(reshard):
+        reshard()
+
+
 def optimizer_state(module: torch.nn.Module, optimizer: torch.optim.Optimizer, *, shared: bool) -> dict[str, Any]:
     """The state of an optimizer, whole; all processes have to call this where they share it."""
     if not shared:
