@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -203,6 +204,32 @@ def test_the_average_is_what_is_kept() -> None:
         final = recover(start, DATA, teacher=network(1), training=training)
         moved.append(max(float(abs(final.constants[n] - a).max()) for n, a in start.constants.items()))
     np.testing.assert_allclose(moved[1], moved[0] * 9 / 11, rtol=1e-2)
+
+
+def test_models_in_half_the_bits_train_in_float32() -> None:
+    """Steps that float16 would lose add up; the file keeps its types."""
+    net = Net()
+    h = net.op("Cast", net.input("N", 6), to=TensorProto.FLOAT16)
+    h = net.op("Gemm", h, net.constant(np.full((6, 2), 1, np.float16)), net.constant(np.zeros(2, np.float16)))
+    model = net.output(h, kind=TensorProto.FLOAT16).graph()
+    wanted = model.with_constants({"c0": np.full((6, 2), 1.01, np.float16)})
+    training = Training(epochs=30, batch=32, rate=2e-4, loss="mse")
+    final = recover(model, DATA, teacher=wanted, training=training)
+    assert final.constants["c0"].dtype == np.float16
+    before, after = (abs(g.constants["c0"] - wanted.constants["c0"]).max() for g in (model, final))
+    assert after < 0.5 * before
+
+
+def test_progress_says_what_was_measured() -> None:
+    told: list[tuple[str, int, int, str]] = []
+    watch = Watch(DATA, "agreement")
+    recover(network(), DATA, teacher=TEACHER, training=QUICK, watch=watch, progress=lambda *now: told.append(now))
+    assert [(stage, done, total) for stage, done, total, _ in told] == [
+        *(("teacher", done, 96) for done in (32, 64, 96)),
+        *(("recovery", done, 6) for done in range(1, 7)),
+    ]
+    notes = [note for stage, _, _, note in told if stage == "recovery"]
+    assert notes[0].endswith(", agreement 1.0000") and re.fullmatch(r"loss -?0\.0\d+, agreement [01]\.\d+", notes[-1])
 
 
 def test_models_of_a_fixed_batch() -> None:

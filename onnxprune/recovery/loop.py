@@ -22,7 +22,6 @@ from onnxprune.recovery.student import Student
 from onnxprune.recovery.teacher import Teacher
 from onnxprune.recovery.weights import Average, full, load_optimizer, optimizer_for, optimizer_state, put, shed
 from onnxprune.runtime import first_line
-from onnxprune.torch_bridge import inputs_of
 from onnxprune.torch_bridge.arrays import array_of, tensor_of
 
 log = logging.getLogger(__name__)
@@ -185,7 +184,7 @@ class Loop:
         return self.s.objective(self._forward(arrays), targets, labels)
 
     def _forward(self, arrays: Arrays) -> tuple[torch.Tensor, ...]:
-        inputs = inputs_of(self.s.student.graph.inputs, arrays, self.device)
+        inputs = self.s.student.arguments(arrays, self.device)
         inputs = [x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in inputs]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             try:

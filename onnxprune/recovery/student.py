@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import fx
 
@@ -14,6 +15,10 @@ from onnxprune.recovery.options import Arrays
 from onnxprune.recovery.unfold import fold, is_folded, unfold
 from onnxprune.torch_bridge import inputs_of, to_onnx, to_torch, untouched_parameters
 from onnxprune.torch_bridge.export import META
+
+HALVES = (torch.float16, torch.bfloat16)
+HALF_KINDS = (10, 16)
+"""ONNX's numbers for them; that of float32 is 1."""
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +55,7 @@ class Student:
         self.graph, self._proof = graph, proof
         self.module = to_torch(graph, proof)
         untouched = untouched_parameters(self.module, proof)
+        _widen(self.module)
         for name in untouched:
             self.module.get_parameter(name).requires_grad_(False)
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
@@ -57,7 +63,7 @@ class Student:
         if untouched:
             log.info("%d weights have no effect on the outputs and stay as they are", len(untouched))
         wanted = is_folded(self.module) if unfolded is None else unfolded
-        batches = (inputs_of(graph.inputs, feeds) for feeds in statistics)
+        batches = (self.arguments(feeds) for feeds in statistics)
         self._unfolded = unfold(self.module, batches) if wanted else []
         if unfolded and not self._unfolded:
             raise BridgeError(
@@ -68,6 +74,11 @@ class Student:
             log.info("%d convolutions train with a normalization, which is folded back", len(self._unfolded))
         if hidden:
             _give_out(self.module, hidden)
+
+    def arguments(self, feeds: Mapping[str, np.ndarray], device: torch.device | str = "cpu") -> list[torch.Tensor]:
+        """A batch as the arguments of the module."""
+        inputs = inputs_of(self.graph.inputs, feeds, device)
+        return [x.float() if x.dtype in HALVES else x for x in inputs]
 
     def trained(self) -> dict[str, torch.Tensor]:
         """Everything that training changes, by name: parameters and running statistics."""
@@ -88,6 +99,19 @@ class Student:
     def export(self, values: Mapping[str, torch.Tensor]) -> Graph:
         """The graph with some values of `trained`, compared with the module in ONNX Runtime."""
         return to_onnx(self.plain(values), self.graph, self._proof)
+
+
+def _widen(module: fx.GraphModule) -> None:
+    """Makes a module compute in float32 what its graph computes in half the bits, which are too few to train in."""
+    tensors = [*module.parameters(), *module.buffers()]
+    for tensor in tensors:
+        if tensor.dtype in HALVES:
+            tensor.data = tensor.data.float()
+    for node in module.graph.nodes:
+        kinds = {key: 1 for key in ("to", "dtype") if node.kwargs.get(key) in HALF_KINDS}
+        node.kwargs = {**node.kwargs, **kinds}
+        node.args = tuple(torch.float32 if argument in HALVES else argument for argument in node.args)
+    module.recompile()
 
 
 def _give_out(module: fx.GraphModule, names: Sequence[str]) -> None:
