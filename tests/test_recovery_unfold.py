@@ -63,6 +63,15 @@ def test_the_graph_is_the_same_afterwards() -> None:
     assert changed == {t.name for n in graph.nodes for t in n.inputs[1:] if n.op in ("Conv", "Gemm")}
 
 
+@pytest.mark.parametrize(("batch", "unfolds"), [(32, True), (8, False)])
+def test_it_is_done_unasked_where_a_batch_says_enough(
+    batch: int, unfolds: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="onnxprune")
+    recover(network(), images(64), teacher=network(seed=1), training=Training(epochs=1, batch=batch))
+    assert ("3 convolutions train with a normalization, which is folded back" in caplog.text) is unfolds
+
+
 def test_trained_normalizations_fold_back() -> None:
     """Whatever the tensors have become, graph and module compute the same in evaluation mode."""
     graph, feeds = network(group=2), images()

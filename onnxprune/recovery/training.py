@@ -38,6 +38,9 @@ SHAPE_SAMPLES = 256
 STATISTICS_SAMPLES = 1024
 """Samples on which the statistics of new normalizations are measured."""
 
+FEW_SAMPLES = 16
+"""Samples in a part of a step below which normalizations are unfolded on request alone: their statistics are noise."""
+
 
 def recover(
     model: Graph | Path | str,
@@ -138,12 +141,14 @@ def _setting(
 
     torch.manual_seed(training.seed)
     names = [state.name for state in teacher.hidden] if teacher else []
+    schedule = plan_epochs(samples, training, joined.count)
+    few = training.unfold_batchnorm is None and len(samples) < FEW_SAMPLES * schedule.steps * schedule.parts
     student = Student(
         graph,
         samples.first(PROOF_SAMPLES),
         _pieces(samples, STATISTICS_SAMPLES),
         hidden=names,
-        unfolded=False if training.freeze_batchnorm else training.unfold_batchnorm,
+        unfolded=False if training.freeze_batchnorm or few else training.unfold_batchnorm,
     )
     learns = teacher is not None and training.label_weight < 1
     if teacher and learns:
@@ -155,7 +160,6 @@ def _setting(
     known = teacher.run(first) if teacher else Session(graph.message(), device="cpu").run(first)
     shape = shape_of(known[: len(graph.outputs)], known[len(graph.outputs) :])
     objective = Objective(training, shape, learns=learns)
-    schedule = plan_epochs(samples, training, joined.count)
     return Setting(student, samples, teacher, objective, schedule, training, execution, joined, augment, progress)
 
 
@@ -217,6 +221,8 @@ def _identity(setting: Setting, watch: Watch | None) -> dict[str, Any]:
         "training": options,
         "watch": [watch.metric, watch.patience, watch.goal] if watch else [],
         "processes": setting.processes.count,
+        "shared": setting.execution.fsdp,
+        "hidden": [state.name for state in setting.teacher.hidden] if setting.teacher else [],
         "augmented": setting.augment is not None,
         "precision": setting.execution.precision,
     }
