@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Budget": "selection",
+    "Execution": "recovery",
     "Feeding": "run",
     "Graph": "graph",
     "Limits": "selection",
@@ -32,6 +33,7 @@ _HOME = {
     "SpectralOptions": "spectral",
     "Training": "recovery",
     "Units": "units",
+    "Watch": "recovery",
     "compare": "pipeline",
     "evaluate": "pipeline",
     "find_units": "units",

@@ -16,10 +16,11 @@ from typing import Any
 import click
 
 from onnxprune import __version__
-from onnxprune.errors import OnnxPruneError
+from onnxprune.errors import GoalMissed, OnnxPruneError
 from onnxprune.files import check_output
 from onnxprune.records import CRITERIA
 from onnxprune.terminal import (
+    RECOVERY_SECTIONS,
     Bar,
     allow_io,
     as_json,
@@ -29,7 +30,10 @@ from onnxprune.terminal import (
     model_argument,
     ranking_of,
     ranking_options,
+    recovery_of,
+    recovery_options,
     residual,
+    sections,
 )
 
 log = logging.getLogger(__name__)
@@ -210,70 +214,82 @@ def prune(
     _note((), written)
 
 
-@main.command()
+@main.command(cls=sections(RECOVERY_SECTIONS))
 @model_argument
-@click.option("--data", required=True, help="Training samples, with labels if --label-weight is not 0.")
-@click.option("--teacher", type=click.Path(path_type=Path), help="The original, whose outputs are learnt.")
-@click.option("--epochs", default=3, show_default=True)
-@click.option("--batch", default=128, show_default=True, help="Samples in a step.")
-@click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True)
-@click.option("--rate", type=float, help="Peak learning rate.  [default: 0.001 for adamw, 0.05 for sgd]")
-@click.option("--decay", default=1e-4, show_default=True, help="Weight decay.")
-@click.option("--warmup", default=0.1, show_default=True, help="Share of the steps in which the rate rises.")
-@click.option("--clip", default=5.0, show_default=True, help="Largest norm of the gradient.")
-@click.option("--temperature", default=4.0, show_default=True, help="Of distillation on classes.")
-@click.option("--label-weight", default=0.0, show_default=True, help="0 learns from the teacher, 1 from labels alone.")
-@click.option("--loss", type=click.Choice(["auto", "kl", "mse"]), default="auto", show_default=True)
-@click.option("--augment", help="script.py[:function], default augment(arrays, generator) -> arrays.")
-@click.option("--seed", default=0, show_default=True)
-@click.option("--save-every", default=200, show_default=True, help="Steps between checkpoints.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Where to keep them.  [default: OUTPUT.ckpt]")
-@click.option("--resume", is_flag=True, help="Go on from the checkpoint of the same run.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--data", help="Training samples, with labels if --label-weight is not 0.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The result.  [default: NAME.recovered.onnx]")
 @force
+@click.option("--export", type=click.Choice(["torch"]), help="Write OUTPUT.torch.onnx too, by torch.onnx.export.")
+@click.option("--check", is_flag=True, help="Show what would train and what would not; train nothing.")
+@as_json
+@recovery_options
 def recover(
     model: Path,
-    data: str,
-    teacher: Path | None,
-    augment: str | None,
-    checkpoint: Path | None,
-    resume: bool,
-    device: str,
+    data: str | None,
     output: Path | None,
     force: bool,
+    export: str | None,
+    check: bool,
+    as_json: bool,
+    teacher: Path | None,
+    plan: Path | None,
+    augment: str | None,
+    checkpoint: Path | None,
     **values: Any,
 ) -> None:
     """Train the weights of a compact model, in PyTorch, and write them back into the same graph.
 
     \b
     Examples:
+      onnxprune recover compact.onnx --check
       onnxprune recover compact.onnx --teacher model.onnx --data train.npz -o final.onnx
       onnxprune recover compact.onnx --teacher model.onnx --data train.npz --label-weight 0.3 --epochs 10
+      onnxprune recover compact.onnx --teacher model.onnx --data train.npz --eval test.npz --goal 0.92
       onnxprune recover model.onnx --data train.npz --label-weight 1
+      torchrun --nproc-per-node 2 -m onnxprune recover compact.onnx --teacher model.onnx --data train.npz
     """
     from onnxprune import recovery
 
+    if check:
+        found = recovery.check(model, data)
+        click.echo(found.to_json() if as_json else found.in_words())
+        return
+    if data is None:
+        raise click.UsageError("there is nothing to train on; give --data, or --check to see what would train.")
     output = output or model.with_name(f"{model.stem}.recovered.onnx")
+    fresh = output.with_name(f"{output.stem}.torch.onnx")
     checkpoint = checkpoint or output.with_name(output.name + ".ckpt")
-    check_output(output, force=force)
+    for path in (output, fresh) if export else (output,):
+        check_output(path, force=force or values["resume"])
     check_output(checkpoint, force=True)
+    training, watch, execution = recovery_of(values, checkpoint)
+    if execution.losses:
+        check_output(execution.losses, force=force or execution.resume)
     bar = Bar()
-    graph = recovery.recover(
-        model,
-        data,
-        teacher=teacher,
-        training=recovery.Training(**values),
-        augment=augment,
-        checkpoint=checkpoint,
-        resume=resume,
-        device=device,
-        progress=bar,
-    )
+    missed = None
+    try:
+        graph = recovery.recover(
+            model,
+            data,
+            teacher=teacher,
+            plan=plan,
+            training=training,
+            augment=augment,
+            watch=watch,
+            execution=execution,
+            progress=bar,
+        )
+    except GoalMissed as error:
+        graph, missed = error.graph, error
     bar.close()
-    graph.save(output)
-    checkpoint.unlink(missing_ok=True)
-    _note((), [output])
+    if recovery.is_writer():
+        written = [graph.save(output)]
+        if export:
+            written.append(recovery.export_fresh(graph, fresh, data))
+        checkpoint.unlink(missing_ok=True)
+        _note((), written)
+    if missed is not None:
+        raise missed
 
 
 @main.command(name="eval")

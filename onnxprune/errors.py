@@ -8,8 +8,13 @@ OnnxPruneError            exit code 1; the message says what was seen, what is n
 ├── BridgeError           a model cannot be rebuilt in PyTorch
 ├── OutputError           a result cannot be written
 ├── VerificationError     exit code 3; the compact model differs from the masked original, or a goal was missed
+│   └── GoalMissed        exit code 3; a training ended below its goal
 └── NothingToPrune        exit code 4; no group is free, or none is left after --only and --skip
 """
+
+from __future__ import annotations
+
+from typing import Any
 
 
 class OnnxPruneError(Exception):
@@ -46,6 +51,14 @@ class VerificationError(OnnxPruneError):
     """The compact model differs from the masked original, or a goal was missed."""
 
     exit_code = 3
+
+
+class GoalMissed(VerificationError):
+    """A training ended below its goal; `graph` is the best that it found."""
+
+    def __init__(self, message: str, graph: Any) -> None:
+        super().__init__(message)
+        self.graph = graph
 
 
 class NothingToPrune(OnnxPruneError):

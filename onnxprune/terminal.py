@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,6 +13,7 @@ import click
 from onnxprune.records import CRITERIA
 
 if TYPE_CHECKING:
+    from onnxprune.recovery import Execution, Training, Watch
     from onnxprune.run import Feeding, Ranking
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -27,8 +28,8 @@ class Bar:
         self.stage, self.started, self.width = "", 0.0, 0
         self.told: set[str] = set()
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Shows where the work is."""
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Shows where the work is, and what was measured last."""
         if self.quiet:
             return
         now = time.monotonic()
@@ -41,7 +42,7 @@ class Bar:
         if sys.stderr.isatty():
             share = f"{done}/{total}" if total > 0 else str(done)
             left = (now - self.started) / done * (total - done) if done > 1 and total > 0 else 0
-            text = f"{stage} {share}" + (f", {left:.0f} s left" if left >= 1 else "")
+            text = ", ".join(filter(None, [f"{stage} {share}", note, f"{left:.0f} s left" if left >= 1 else ""]))
             click.echo("\r" + text.ljust(self.width), nl=False, err=True)
             self.width = len(text)
 
@@ -63,6 +64,34 @@ def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
+def sections(titles: Mapping[str, Sequence[str]]) -> type[click.Command]:
+    """A kind of command whose help lists its options under titles; those that no title has come first.
+
+    Args:
+        titles: parameters by title.
+    """
+
+    class Sectioned(click.Command):
+        def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+            """Writes the options, section by section."""
+            titled = {name: title for title, names in titles.items() for name in names}
+            records: dict[str, list[tuple[str, str]]] = {title: [] for title in ("Options", *titles)}
+            for parameter in self.get_params(ctx):
+                record = parameter.get_help_record(ctx)
+                if record is not None:
+                    records[titled.get(str(parameter.name), "Options")].append(record)
+            for title, rows in records.items():
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+    return Sectioned
+
+
+TASKS_HELP = "cross-entropy, mse, next-token, or script.py[:function]"
+METRIC_HELP = (
+    "top1, agreement, loss, or script.py[:function]: evaluate(run, data).  [default: top1 with labels, else loss]"
+)
+UNFOLD_HELP = "Train convolutions with a normalization, folded back.  [default: as the model needs]"
 model_argument = click.argument("model", type=click.Path(path_type=Path))
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of tables.")
 force = click.option("--force", is_flag=True, help="Replace files that exist.")
@@ -90,6 +119,52 @@ ranking_options = options(
     click.option("--ridge", default=1e-3, show_default=True, help="spectral: relative ridge of the output graph."),
     click.option("--seed", default=0, show_default=True, help="Of everything random."),
 )
+recovery_options = options(
+    click.option("--teacher", type=click.Path(path_type=Path), help="The original, whose outputs are learnt."),
+    click.option("--label-weight", default=0.0, show_default=True, help="0: the teacher alone; 1: the labels alone."),
+    click.option("--task", default="cross-entropy", show_default=True, help=f"{TASKS_HELP}: loss(outputs, labels)."),
+    click.option("--loss", type=click.Choice(["auto", "kl", "mse"]), default="auto", help="Distance from the teacher."),
+    click.option("--temperature", default=4.0, show_default=True, help="Of kl."),
+    click.option("--match-hidden", default=0.0, metavar="WEIGHT", help="Learn hidden states too, with this weight."),
+    click.option("--plan", type=click.Path(path_type=Path), help="What was pruned: narrower states are matched too."),
+    click.option("--augment", help="script.py[:function], default augment(arrays, generator) -> arrays."),
+    click.option("--epochs", default=3, show_default=True),
+    click.option("--batch", default=128, show_default=True, help="Samples in a step, over all processes."),
+    click.option("--accumulate", default=1, show_default=True, help="Compute a step in so many parts, for memory."),
+    click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True),
+    click.option("--rate", type=float, help="Peak learning rate.  [default: 0.001 for adamw, 0.05 for sgd]"),
+    click.option("--decay", default=1e-4, show_default=True, help="Weight decay."),
+    click.option("--warmup", default=0.1, show_default=True, help="Share of the steps in which the rate rises."),
+    click.option("--clip", default=5.0, show_default=True, help="Largest norm of the gradient."),
+    click.option("--ema", default=0.0, metavar="DECAY", help="Keep a moving average of the weights, such as 0.999."),
+    click.option("--unfold-batchnorm/--no-unfold-batchnorm", default=None, help=UNFOLD_HELP),
+    click.option("--freeze-batchnorm", is_flag=True, help="Keep to the running statistics."),
+    click.option("--seed", default=0, show_default=True),
+    click.option("--eval", "test", help="Samples to measure on after every epoch; the best weights are kept."),
+    click.option("--metric", help=METRIC_HELP),
+    click.option("--patience", default=0, help="Stop after so many epochs without a better value."),
+    click.option("--goal", type=float, help="Stop at this value; exit code 3 where it is missed."),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+    click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True),
+    click.option("--compile", is_flag=False, flag_value="inductor", metavar="[BACKEND]", help="Use torch.compile."),
+    click.option("--fsdp", is_flag=True, help="Share the weights among the processes of torchrun."),
+    click.option("--checkpoint", type=click.Path(path_type=Path), help="[default: OUTPUT.ckpt]"),
+    click.option("--save-every", default=200, show_default=True, help="Steps between checkpoints."),
+    click.option("--resume", is_flag=True, help="Go on from the checkpoint of the same run."),
+    click.option("--losses", type=click.Path(path_type=Path), help="Write the loss of every step as JSON lines."),
+    click.option("--cache", type=click.Path(path_type=Path), help="Folder that keeps the teacher's outputs."),
+)
+RECOVERY_SECTIONS = {
+    "What is learnt": ("teacher", "label_weight", "task", "loss", "temperature", "match_hidden", "plan", "augment"),
+    "How": (
+        *("epochs", "batch", "accumulate", "optimizer", "rate", "decay", "warmup", "clip", "ema"),
+        *("unfold_batchnorm", "freeze_batchnorm", "seed"),
+    ),
+    "When to stop": ("test", "metric", "patience", "goal"),
+    "Where": ("device", "precision", "compile", "fsdp"),
+    "What is kept on the way": ("checkpoint", "save_every", "resume", "losses", "cache"),
+}
+EXECUTION = ("device", "precision", "compile", "fsdp", "resume", "losses", "cache")
 FEEDING = ("samples", "batch", "device", "stride")
 RANKING = ("criterion", "reverse", "k", "edges", "metric", "eigenpairs", "ridge", "seed")
 
@@ -124,3 +199,16 @@ def ranking_of(values: dict[str, Any]) -> Ranking:
         taken["seed"],
     )
     return Ranking(taken["criterion"], spectral, taken["reverse"], taken["seed"])
+
+
+def recovery_of(values: dict[str, Any], checkpoint: Path) -> tuple[Training, Watch | None, Execution]:
+    """Takes the options on recovery out of a command's values."""
+    from onnxprune.recovery import Execution, Training, Watch
+
+    test, metric = values.pop("test"), values.pop("metric")
+    patience, goal = values.pop("patience"), values.pop("goal")
+    if test is None and (metric is not None or patience or goal is not None):
+        raise click.UsageError("--metric, --patience and --goal need samples to measure on; give --eval.")
+    watch = Watch(test, metric, patience, goal) if test is not None else None
+    execution = Execution(checkpoint=checkpoint, **{name: values.pop(name) for name in EXECUTION})
+    return Training(**values), watch, execution

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from builders import Net
-from onnxprune import recovery
 from onnxprune.errors import BridgeError, DataError, PlanError
 from onnxprune.graph import Graph, load
 from onnxprune.pipeline import evaluate
-from onnxprune.recovery import Training, recover
+from onnxprune.recovery import Execution, Training, recover
+from onnxprune.recovery.loop import Loop
 from onnxprune.runtime import Session
 
 G = np.random.default_rng(0)
@@ -74,7 +74,7 @@ def test_a_run_that_was_cut_off_ends_the_same(tmp_path: Path, monkeypatch: pytes
     whole = recover(network(seed=1), {"x0": X}, **arguments)
     for cut in (3, 7, 11):
         steps = iter(range(100))
-        step = recovery._Run._step
+        step = Loop._step
 
         def killed(self, rows, epoch, number):
             if next(steps) == cut:  # noqa: B023
@@ -82,22 +82,24 @@ def test_a_run_that_was_cut_off_ends_the_same(tmp_path: Path, monkeypatch: pytes
             return step(self, rows, epoch, number)  # noqa: B023
 
         checkpoint = tmp_path / f"{cut}.ckpt"
+        resuming = Execution(checkpoint=checkpoint, resume=True)
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(recovery._Run, "_step", killed)
-            recover(network(seed=1), {"x0": X}, checkpoint=checkpoint, **arguments)
-        resumed = recover(network(seed=1), {"x0": X}, checkpoint=checkpoint, resume=True, **arguments)
+            patch.setattr(Loop, "_step", killed)
+            recover(network(seed=1), {"x0": X}, execution=Execution(checkpoint=checkpoint), **arguments)
+        resumed = recover(network(seed=1), {"x0": X}, execution=resuming, **arguments)
         assert resumed.message() == whole.message()
 
 
 def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:
     checkpoint = tmp_path / "c.ckpt"
-    arguments = {"teacher": network(), "checkpoint": checkpoint}
-    recover(network(seed=1), {"x0": X}, training=Training(epochs=1), **arguments)
+    first, again = Execution(checkpoint=checkpoint), Execution(checkpoint=checkpoint, resume=True)
+    arguments = {"teacher": network()}
+    recover(network(seed=1), {"x0": X}, training=Training(epochs=1), execution=first, **arguments)
     with pytest.raises(DataError, match="is of another run: model, data or options differ"):
-        recover(network(seed=1), {"x0": X}, training=Training(epochs=2), resume=True, **arguments)
+        recover(network(seed=1), {"x0": X}, training=Training(epochs=2), execution=again, **arguments)
     checkpoint.write_bytes(b"nonsense")
     with pytest.raises(DataError, match=re.escape(f"{checkpoint} is no checkpoint of onnxprune")):
-        recover(network(seed=1), {"x0": X}, training=Training(epochs=1), resume=True, **arguments)
+        recover(network(seed=1), {"x0": X}, training=Training(epochs=1), execution=again, **arguments)
 
 
 def test_running_statistics_are_trained_too(conv_model: Path, train_data: Path) -> None:

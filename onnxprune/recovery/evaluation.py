@@ -1,0 +1,124 @@
+"""How well a model does while it is trained, on data that it is not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from onnxprune.data import Data
+from onnxprune.errors import DataError, OnnxPruneError
+from onnxprune.recovery.losses import token_labels
+from onnxprune.recovery.options import Arrays, Watch, from_script, is_script
+
+Run = Callable[[Arrays], list[np.ndarray]]
+"""Arrays by input to outputs."""
+Loss = Callable[[Arrays, list[np.ndarray], np.ndarray | None], float]
+"""Inputs, outputs and labels of a batch to its loss."""
+
+
+class Evaluator:
+    """Measures one value.
+
+    Attributes:
+        metric: what it is.
+        rises: whether more is better.
+    """
+
+    def __init__(
+        self, watch: Watch, data: Data, teacher: Run | None, loss: Loss, *, outputs: int, tokens: bool
+    ) -> None:
+        """Prepares a metric.
+
+        Args:
+            watch: what to measure.
+            data: the samples.
+            teacher: runs the original.
+            loss: computes the loss that is trained.
+            outputs: how many outputs the model has, hidden states left out.
+            tokens: whether labels are the tokens themselves.
+
+        Raises:
+            DataError: the metric needs labels or a teacher that are not there.
+        """
+        labelled = data.first(1).labels is not None
+        self.watch, self.data, self._teacher, self._loss = watch, data, teacher, loss
+        self._outputs, self._tokens = outputs, tokens
+        self.metric = watch.metric or ("top1" if labelled else "loss")
+        self.rises = self.metric != "loss"
+        if self.metric == "top1" and not labelled:
+            raise DataError(f"--metric top1 needs labels; {data.source} has none, so add an array 'labels'.")
+        if self.metric == "agreement" and teacher is None:
+            raise DataError("--metric agreement compares with the original; give --teacher.")
+        self._script = from_script(self.metric, "evaluate") if is_script(self.metric) else None
+
+    def measure(self, run: Run) -> float:
+        """The value of a model.
+
+        Raises:
+            DataError: the outputs are no classes, or the user's function fails or gives no number.
+        """
+        if self._script is not None:
+            return self._scripted(run)
+        total = samples = 0.0
+        for feeds, labels, real in self._batches():
+            outputs = [output[:real] for output in run(feeds)]
+            total += self._batch({n: a[:real] for n, a in feeds.items()}, feeds, outputs, labels, real)
+            samples += real
+        return total / samples
+
+    def _batch(
+        self, cut: Arrays, feeds: Arrays, outputs: list[np.ndarray], labels: np.ndarray | None, real: int
+    ) -> float:
+        """The sum over a batch."""
+        if self.metric == "loss":
+            if self._tokens:
+                labels = token_labels(cut)
+            return self._loss(feeds, outputs, labels) * real
+        chosen = _classes(outputs[0], self.metric)
+        if self.metric == "top1":
+            return float((chosen == np.asarray(labels).reshape(chosen.shape)).sum()) / (chosen.size / real)
+        assert self._teacher is not None
+        theirs = _classes(self._teacher(feeds)[0][:real], self.metric)
+        return float((chosen == theirs).mean()) * real
+
+    def _scripted(self, run: Run) -> float:
+        assert self._script is not None
+        batches = (({n: a[:real] for n, a in feeds.items()}, labels) for feeds, labels, real in self._batches())
+        try:
+            value = self._script(lambda feeds: run(feeds)[: self._outputs], batches)
+            return float(value)
+        except OnnxPruneError:
+            raise
+        except Exception as error:
+            raise DataError(f"the metric {self.metric} fails: {type(error).__name__}: {error}") from error
+
+    def _batches(self) -> Iterator[tuple[Arrays, Any, int]]:
+        for batch in self.data.batches():
+            labels = None if batch.labels is None else batch.labels[: batch.real]
+            yield batch.feeds, labels, batch.real
+
+    def better(self, value: float, other: float | None) -> bool:
+        """Whether a value is better than another; NaN never is."""
+        if np.isnan(value):
+            return False
+        return other is None or (value > other if self.rises else value < other)
+
+    def reached(self, value: float) -> bool:
+        """Whether a value is what was asked for."""
+        goal = self.watch.goal
+        return goal is not None and (value >= goal if self.rises else value <= goal)
+
+    def in_words(self, value: float) -> str:
+        """A value for people."""
+        return f"{self.metric} {value:.4f}"
+
+
+def _classes(output: np.ndarray, metric: str) -> np.ndarray:
+    if output.ndim < 2 or output.shape[-1] < 2 or output.dtype.kind != "f":
+        raise DataError(
+            f"--metric {metric} needs a first output of one row of classes a sample, this one has shape "
+            f"{output.shape}; use --metric loss or a script."
+        )
+    return output.argmax(axis=-1)

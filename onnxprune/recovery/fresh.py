@@ -1,0 +1,109 @@
+"""A fresh graph from PyTorch's exporter, for those who want one instead of the graph the model came in.
+
+Carried over are names, order and symbolic sizes of inputs and outputs, names of weights, metadata, producer's domain
+and version, and doc strings. Nodes and intermediate tensors are the exporter's.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxprune.data import load_data
+from onnxprune.errors import BridgeError
+from onnxprune.graph import Graph, from_proto
+from onnxprune.recovery.options import Arrays
+from onnxprune.runtime import Session, first_line
+
+if TYPE_CHECKING:
+    import onnx
+
+OLDEST_OPSET = 18
+"""PyTorch's exporter writes this opset or a newer one."""
+
+
+def export_fresh(graph: Graph, path: Path, data: object) -> Path:
+    """Writes what `torch.onnx.export` makes of a model, once it is known to compute the same.
+
+    Args:
+        graph: the model.
+        path: where to.
+        data: samples to compare on.
+
+    Raises:
+        BridgeError: PyTorch cannot export the model, or the result computes something else.
+    """
+    import torch
+
+    from onnxprune.torch_bridge import inputs_of, to_torch
+    from onnxprune.torch_bridge.parity import check
+
+    feeds = load_data(data, Session(graph.message(), device="cpu")).first(3).feeds
+    module = to_torch(graph, feeds)
+    axes = _symbolic(graph)
+    auto = torch.export.Dim.DYNAMIC
+    shapes = tuple({axis: auto for axis in axes[name]} for name in graph.inputs)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells which packages it can do without
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                module,
+                tuple(inputs_of(graph.inputs, feeds)),
+                dynamo=True,
+                input_names=graph.inputs,
+                output_names=graph.outputs,
+                dynamic_shapes=shapes,
+                opset_version=max(graph.opset(), OLDEST_OPSET),
+                verbose=False,
+            )
+    except ImportError as error:
+        raise BridgeError(f"--export torch needs onnxscript ({error}); pip install onnxscript.") from error
+    except Exception as error:  # torch raises a dozen unrelated classes
+        raise BridgeError(f"torch.onnx.export fails: {first_line(error)}; the graph without it is written.") from error
+    assert program is not None
+    fresh = from_proto(_dressed(program.model_proto, graph, axes))
+    for batch in (feeds, _one(feeds)) if all(0 in dims for dims in axes.values()) else (feeds,):
+        check(module, fresh, batch)
+    return fresh.save(path)
+
+
+def _one(feeds: Arrays) -> Arrays:
+    """The first sample of a batch."""
+    return {name: np.ascontiguousarray(array[:1]) for name, array in feeds.items()}
+
+
+def _symbolic(graph: Graph) -> dict[str, dict[int, str]]:
+    """The axes of each input whose size is not stated, with their names."""
+    found: dict[str, dict[int, str]] = {}
+    for info in graph.source.graph.input:
+        if info.name in graph.inputs:
+            sizes = enumerate(info.type.tensor_type.shape.dim)
+            found[info.name] = {axis: size.dim_param for axis, size in sizes if not size.HasField("dim_value")}
+    return found
+
+
+def _dressed(model: onnx.ModelProto, graph: Graph, axes: dict[str, dict[int, str]]) -> onnx.ModelProto:
+    """The exporter's model with what it cannot know."""
+    source = graph.source
+    names: dict[str, str] = {}
+    for info in model.graph.input:
+        for axis, name in axes[info.name].items():
+            if name:
+                names[info.type.tensor_type.shape.dim[axis].dim_param] = name
+    tables: list[Iterable[onnx.ValueInfoProto]] = [model.graph.input, model.graph.output, model.graph.value_info]
+    for info in (info for table in tables for info in table):
+        for size in info.type.tensor_type.shape.dim:
+            if size.dim_param in names:
+                size.dim_param = names[size.dim_param]
+    for field in ("domain", "model_version", "doc_string"):
+        setattr(model, field, getattr(source, field))
+    del model.metadata_props[:]
+    model.metadata_props.extend(source.metadata_props)
+    model.graph.name, model.graph.doc_string = source.graph.name, source.graph.doc_string
+    return model

@@ -1,0 +1,174 @@
+"""What is minimized: the distance from the original's outputs, and from labels.
+
+Every loss is a mean over samples, and squared errors are relative to a variance that is measured once, on the first
+samples: so a step computed in parts, in one process or several, has the loss and the gradient of the whole step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxprune.errors import BridgeError, DataError
+from onnxprune.recovery.options import Arrays, Training, from_script, is_script
+
+if TYPE_CHECKING:
+    import torch
+
+IGNORED = -100
+"""The label of what does not count, as in PyTorch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What is known of the outputs of a model from its first samples.
+
+    Attributes:
+        probabilities: whether each output holds probabilities, as a final Softmax gives them.
+        variances: of each output of the original, and then of each of its hidden states.
+    """
+
+    probabilities: tuple[bool, ...]
+    variances: tuple[float, ...]
+
+
+def shape_of(outputs: Sequence[np.ndarray], hidden: Sequence[np.ndarray] = ()) -> Shape:
+    """Looks at the outputs of the first samples, and at hidden states."""
+    floating = [np.asarray(array, np.float64) for array in (*outputs, *hidden)]
+    return Shape(
+        tuple(_is_probability(array) for array in floating[: len(outputs)]),
+        tuple(max(float(array.var()), 1e-12) for array in floating),
+    )
+
+
+def _is_probability(output: np.ndarray) -> bool:
+    return bool(output.ndim >= 2 and (output >= 0).all() and (abs(output.sum(-1) - 1) < 1e-3).all())
+
+
+class Objective:
+    """The loss of one batch.
+
+    Attributes:
+        learns: whether there is a teacher to learn from.
+    """
+
+    def __init__(self, training: Training, shape: Shape, *, learns: bool) -> None:
+        self.training, self.shape, self.learns = training, shape, learns
+        self.script: Callable[..., Any] | None = None
+        if is_script(training.task):
+            self.script = from_script(training.task, "loss")
+
+    def __call__(
+        self,
+        outputs: Sequence[torch.Tensor],
+        targets: Sequence[torch.Tensor],
+        labels: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The loss.
+
+        Args:
+            outputs: of the model, its hidden states behind them.
+            targets: the same of the original; empty without one.
+            labels: of the batch, where they are learnt from.
+
+        Raises:
+            BridgeError: there is nothing floating to learn from.
+            DataError: labels do not fit the output.
+        """
+        import torch
+
+        loss = torch.zeros((), device=outputs[0].device)
+        weight = self.training.label_weight
+        if self.learns and weight < 1:
+            loss = loss + (1 - weight) * self._distillation(outputs, targets)
+        if weight > 0 and labels is not None:
+            loss = loss + weight * self._task(outputs[: len(self.shape.probabilities)], labels)
+        return loss
+
+    def _distillation(self, outputs: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> torch.Tensor:
+        """How far the outputs are from the original's, and the hidden states."""
+        import torch
+        from torch.nn import functional
+
+        losses: list[torch.Tensor] = []
+        hidden: list[torch.Tensor] = []
+        count = len(self.shape.probabilities)
+        for i, (output, target) in enumerate(zip(outputs, targets, strict=True)):
+            if not output.is_floating_point():
+                continue
+            output, target = output.float(), target.float()
+            if i < count and self._is_classes(i, output):
+                t = self.training.temperature
+                student = functional.log_softmax(self._logits(output, i) / t, dim=-1).flatten(0, -2)
+                original = functional.log_softmax(self._logits(target, i) / t, dim=-1).flatten(0, -2)
+                losses.append(t * t * functional.kl_div(student, original, log_target=True, reduction="batchmean"))
+            else:
+                error = functional.mse_loss(output, target) / self.shape.variances[i]
+                (losses if i < count else hidden).append(error)
+        if not losses:
+            raise BridgeError("the model has no floating-point output to learn from.")
+        loss = torch.stack(losses).mean()
+        return loss + self.training.match_hidden * torch.stack(hidden).mean() if hidden else loss
+
+    def _is_classes(self, i: int, output: torch.Tensor) -> bool:
+        if self.training.loss != "auto":
+            return self.training.loss == "kl"
+        tokens = self.training.task == "next-token" and i == 0
+        return (output.ndim == 2 or (tokens and output.ndim == 3)) and output.shape[-1] > 1
+
+    def _logits(self, output: torch.Tensor, i: int) -> torch.Tensor:
+        """Classes as logits: probabilities become their logarithm."""
+        return output.clamp_min(1e-12).log() if self.shape.probabilities[i] else output
+
+    def _task(self, outputs: Sequence[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+        """The loss of labels."""
+        from torch.nn import functional
+
+        if self.script is not None:
+            return self.script(list(outputs), labels)
+        output = outputs[0].float()
+        if self.training.task == "mse":
+            if labels.numel() != output.numel():
+                raise _unfit(labels, output, "the same shape")
+            return functional.mse_loss(output, labels.reshape(output.shape).to(output.dtype))
+        logits = self._logits(output, 0)
+        if self.training.task == "next-token":
+            if labels.shape != output.shape[:-1]:
+                raise _unfit(labels, output, "one token for each position")
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        elif labels.ndim == logits.ndim and labels.shape[-1] == 1:
+            labels = labels.squeeze(-1)
+        if labels.shape == logits.shape[:-1]:
+            logits, labels = logits.flatten(0, -2), labels.flatten()
+        elif labels.shape != (logits.shape[0], *logits.shape[2:]):
+            raise _unfit(labels, output, "one class for each row or position")
+        return functional.cross_entropy(logits, labels.long(), ignore_index=IGNORED)
+
+
+def _unfit(labels: torch.Tensor, output: torch.Tensor, wanted: str) -> DataError:
+    return DataError(
+        f"labels of shape {tuple(labels.shape)} do not fit the first output of shape {tuple(output.shape)}; "
+        f"give {wanted}, or another --task."
+    )
+
+
+def token_labels(inputs: Arrays) -> np.ndarray:
+    """The labels of a "next-token" task: the tokens themselves, without those that the mask leaves out.
+
+    Raises:
+        DataError: no input holds tokens.
+    """
+    tokens = {n: a for n, a in inputs.items() if a.ndim == 2 and a.dtype.kind == "i" and "mask" not in n}
+    if "input_ids" in tokens:
+        tokens = {"input_ids": tokens["input_ids"]}
+    if len(tokens) != 1:
+        found = ", ".join(tokens) or "none"
+        raise DataError(f"--task next-token needs one input of whole numbers, (samples, tokens); there are: {found}.")
+    (labels,) = tokens.values()
+    mask = inputs.get("attention_mask")
+    if mask is not None and mask.shape == labels.shape:
+        labels = np.where(mask != 0, labels, IGNORED)
+    return labels

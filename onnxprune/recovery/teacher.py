@@ -1,0 +1,174 @@
+"""The original in ONNX Runtime, which runs it faster than PyTorch does on a CPU, and what it has said before.
+
+Without augmentation a sample comes back in every epoch, so the outputs are computed once and kept: in memory where
+they are small, in a folder where one is given. An augmented sample never comes back, and nothing can be kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from onnxprune.errors import DataError, ModelError, PlanError
+from onnxprune.files import replacing
+from onnxprune.graph import Graph
+from onnxprune.records import KeptIndices, Plan
+from onnxprune.recovery.options import Arrays, Progress
+from onnxprune.recovery.samples import Samples
+from onnxprune.runtime import Session
+
+log = logging.getLogger(__name__)
+
+MEMORY_LIMIT = 1 << 30
+"""Bytes of outputs up to which they are kept in memory."""
+
+CONTRACTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "FusedConv", "FusedGemm"})
+"""Operators at whose outputs groups end: there the compact model shall compute what the original does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """A tensor that both models compute.
+
+    Attributes:
+        name: in both.
+        kept: the positions that the compact model still has, by axis.
+    """
+
+    name: str
+    kept: KeptIndices
+
+    def cut(self, array: np.ndarray) -> np.ndarray:
+        """The part of the original's tensor that the compact model has."""
+        for axis, kept in self.kept.items():
+            array = np.take(array, kept, axis)
+        return array
+
+
+def find_hidden(student: Graph, original: Graph, plan: Plan | None, feeds: Arrays) -> tuple[Hidden, ...]:
+    """The hidden states to match: what contractions of weights give out, where both models have it.
+
+    Args:
+        student: the compact model.
+        original: its teacher.
+        plan: what was removed; without it only tensors of unchanged shape are found.
+        feeds: a batch.
+
+    Raises:
+        PlanError: the plan is of another model, or nothing can be matched.
+    """
+    if plan is not None and plan.model != original.sha256:
+        raise PlanError("the plan is of another model than the teacher; give the plan that prune wrote for it.")
+    theirs = {tensor.name for node in original.nodes for tensor in node.outputs}
+    made = [node.outputs[0].name for node in student.nodes if node.op in CONTRACTS]
+    names = [name for name in made if name in theirs and name not in student.outputs]
+    shapes = []
+    for graph in (student, original):
+        session = Session(graph.message(outputs=names), device="cpu")
+        shapes.append([array.shape for array in session.run(feeds, names)])
+    found = []
+    for name, ours, whole in zip(names, *shapes, strict=True):
+        kept = plan.activations.get(name, {}) if plan is not None else {}
+        if ours == tuple(len(kept.get(axis, range(size))) for axis, size in enumerate(whole)):
+            found.append(Hidden(name, kept))
+    if not found:
+        raise PlanError(
+            "--match-hidden finds no hidden state of the same name and shape in both models; give the --plan that "
+            "prune wrote, or do without."
+        )
+    return tuple(found)
+
+
+class Teacher:
+    """The original and its outputs.
+
+    Attributes:
+        hidden: tensors whose values follow the outputs.
+    """
+
+    def __init__(self, graph: Graph, student: Graph, device: str, hidden: Sequence[Hidden] = ()) -> None:
+        """Loads the original.
+
+        Raises:
+            ModelError: it has other inputs or outputs than the student.
+        """
+        if graph.inputs != student.inputs or graph.outputs != student.outputs:
+            raise ModelError(
+                "the teacher has other inputs or outputs than the model; give the model that it was made from."
+            )
+        self.sha256, self.hidden = graph.sha256, tuple(hidden)
+        self._outputs = graph.outputs
+        names = [state.name for state in self.hidden]
+        self._session = Session(graph.message(outputs=names), device=device, spin=False)
+        self._kept: list[np.ndarray] | None = None
+
+    def run(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """The outputs for a batch, hidden states behind them."""
+        results = self._session.run(arrays, [*self._outputs, *(state.name for state in self.hidden)])
+        count = len(self._outputs)
+        return results[:count] + [s.cut(a) for s, a in zip(self.hidden, results[count:], strict=True)]
+
+    def targets(self, rows: np.ndarray, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """The outputs for some samples: those that were kept, or else computed."""
+        return self.run(arrays) if self._kept is None else [np.asarray(array[rows]) for array in self._kept]
+
+    def remember(self, samples: Samples, batch: int, folder: Path | None, progress: Progress) -> bool:
+        """Computes the outputs of all samples once, if there is room for them; returns whether there was.
+
+        Args:
+            samples: all samples, in the form in which they come back.
+            batch: samples in a run.
+            folder: where to keep them for later runs; in memory when None.
+            progress: called after each run.
+
+        Raises:
+            DataError: the folder does not exist.
+        """
+        if folder is not None and not folder.is_dir():
+            raise DataError(f"--cache {folder} is no folder; create it.")
+        sample = self.run(samples.first(1))
+        rows = samples.fixed or 1
+        if any(array.ndim == 0 or len(array) != rows for array in sample):
+            return False  # an output without an axis of samples cannot be taken apart
+        needed = sum(array.nbytes for array in sample) * len(samples) // rows
+        room = shutil.disk_usage(folder).free // 2 if folder is not None else MEMORY_LIMIT
+        if needed > room:
+            if folder is not None:
+                log.warning(
+                    "the teacher's outputs take %.1f GB, more than half of what %s has free; they are computed anew "
+                    "in every epoch",
+                    needed / 1e9,
+                    folder,
+                )
+            return False
+        paths = self._paths(samples, folder, len(sample)) if folder is not None else []
+        if not (paths and all(path.is_file() for path in paths)):
+            self._kept = self._compute(samples, samples.fixed or batch, progress)
+        if paths and self._kept is not None:
+            with replacing(*paths) as files:
+                for file, array in zip(files, self._kept, strict=True):
+                    np.save(file, array)
+        if paths:
+            self._kept = [np.load(path, mmap_mode="r") for path in paths]
+        return True
+
+    def _compute(self, samples: Samples, batch: int, progress: Progress) -> list[np.ndarray]:
+        parts = []
+        for start in range(0, len(samples), batch):
+            real = min(batch, len(samples) - start)
+            rows = np.arange(start, start + (samples.fixed or real)) % len(samples)
+            parts.append([a[:real] for a in self.run({n: a[rows] for n, a in samples.inputs.items()})])
+            progress("teacher", start + real, len(samples), "")
+        return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+
+    def _paths(self, samples: Samples, folder: Path, count: int) -> list[Path]:
+        """Files that are named by everything that decides what is in them."""
+        what = [self.sha256, samples.fingerprint(), *(f"{s.name} {sorted(s.kept.items())}" for s in self.hidden)]
+        key = hashlib.blake2b("\n".join(what).encode(), digest_size=8).hexdigest()
+        return [folder / f"teacher-{key}-{i}.npy" for i in range(count)]

@@ -1,0 +1,228 @@
+"""The whole recovery: read, build, train, write back.
+
+Why threads wait passively: PyTorch's and ONNX Runtime's threads share the cores, and threads of one that spin while the
+other works cost more than they gain. A step of a ResNet-20 with its teacher took 0.45 s instead of 2.9 s on two cores
+that were not idle (benchmarks/spinning.py).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxprune.data import load_data
+from onnxprune.errors import GoalMissed, PlanError
+from onnxprune.graph import Graph, load
+from onnxprune.records import Plan
+from onnxprune.recovery.losses import Objective, shape_of, token_labels
+from onnxprune.recovery.options import Arrays, Augment, Execution, Progress, Training, Watch, from_script
+from onnxprune.recovery.parallel import Processes, processes
+from onnxprune.recovery.samples import Samples, plan_epochs, read
+from onnxprune.recovery.teacher import Teacher, find_hidden
+from onnxprune.runtime import Session
+
+if TYPE_CHECKING:
+    from onnxprune.recovery.evaluation import Evaluator
+    from onnxprune.recovery.loop import Loop, Setting
+
+PROOF_SAMPLES = 8
+"""Samples on which the module is compared with ONNX Runtime before and after training."""
+
+SHAPE_SAMPLES = 256
+"""Samples on which the variance of the original's outputs is measured, if a step has as many."""
+
+STATISTICS_SAMPLES = 1024
+"""Samples on which the statistics of new normalizations are measured."""
+
+FEW_SAMPLES = 16
+"""Samples in a part of a step below which normalizations are unfolded on request alone: their statistics are noise."""
+
+
+def recover(
+    model: Graph | Path | str,
+    data: object,
+    *,
+    teacher: Graph | Path | str | None = None,
+    plan: Plan | Path | None = None,
+    training: Training | None = None,
+    augment: Augment | str | None = None,
+    watch: Watch | None = None,
+    execution: Execution | None = None,
+    progress: Progress | None = None,
+) -> Graph:
+    """Trains the weights of a model and gives back the same graph with the new ones.
+
+    Args:
+        model: the model to train.
+        data: samples, with labels where `label_weight` asks for them.
+        teacher: the original; without it the labels are the only thing to learn from.
+        plan: what was removed from it, so that hidden states can be compared that got narrower.
+        training: how.
+        augment: `(arrays by input, generator) -> arrays`, or "script.py[:function]" whose default is `augment()`.
+        watch: what to measure after every epoch, and when to stop.
+        execution: where, and what is kept on disk.
+        progress: called with the stage, steps done, steps in all, and the loss in words.
+
+    Raises:
+        BridgeError: the bridge to PyTorch lacks an operator of the model, or the result differs in ONNX Runtime.
+        DataError: the data do not fit, or lack labels that are asked for.
+        DeviceError: a device or a way of sharing was asked for by name and cannot be had.
+        GoalMissed: training ended below the goal; the exception holds the best graph.
+        PlanError: there is nothing to learn from.
+    """
+    training, execution = training or Training(), execution or Execution()
+    if teacher is None and training.label_weight < 1:
+        if training.label_weight > 0:
+            raise PlanError(
+                "without --teacher there are only labels to learn from; give --label-weight 1 or a teacher."
+            )
+        raise PlanError("there is nothing to learn from; give --teacher with the original, or --label-weight 1.")
+    if teacher is None and training.match_hidden:
+        raise PlanError("--match-hidden compares with the original; give --teacher.")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: see the module's docstring
+    graph = model if isinstance(model, Graph) else load(model)
+    original = teacher if isinstance(teacher, Graph) or teacher is None else load(teacher)
+    plan = Plan.load(plan) if isinstance(plan, Path) else plan
+    with processes(execution.device) as joined:
+        tell = progress if progress and joined.rank == 0 else _quiet
+        samples = _samples(graph, data, training)
+        made = _teacher(graph, original, plan, samples, training, joined) if original is not None else None
+        setting = _setting(graph, made, samples, training, execution, joined, _augmentation(augment), tell)
+        return _trained(setting, watch)
+
+
+def _quiet(stage: str, done: int, total: int, note: str) -> None:
+    """Progress for nobody."""
+
+
+def _samples(graph: Graph, data: object, training: Training) -> Samples:
+    """All samples, with the labels that the task wants."""
+    session = Session(graph.message(), device="cpu")
+    tokens = training.task == "next-token" and training.label_weight > 0
+    samples = read(load_data(data, session, size=training.batch), needs_labels=training.label_weight > 0 and not tokens)
+    if tokens and samples.labels is None:
+        samples = replace(samples, labels=token_labels(samples.inputs))
+    return samples
+
+
+def _teacher(
+    graph: Graph, original: Graph, plan: Plan | None, samples: Samples, training: Training, joined: Processes
+) -> Teacher:
+    made = Teacher(original, graph, joined.teacher)
+    if not training.match_hidden:
+        return made
+    hidden = find_hidden(graph, original, plan, samples.first(2))
+    return Teacher(original, graph, joined.teacher, hidden)
+
+
+def _augmentation(augment: Augment | str | None) -> Augment | None:
+    return from_script(augment, "augment") if isinstance(augment, str) else augment
+
+
+def _setting(
+    graph: Graph,
+    teacher: Teacher | None,
+    samples: Samples,
+    training: Training,
+    execution: Execution,
+    joined: Processes,
+    augment: Augment | None,
+    progress: Progress,
+) -> Setting:
+    """Everything that a training is made of."""
+    import torch
+
+    from onnxprune.recovery.loop import Setting
+    from onnxprune.recovery.student import Student
+
+    torch.manual_seed(training.seed)
+    names = [state.name for state in teacher.hidden] if teacher else []
+    schedule = plan_epochs(samples, training, joined.count)
+    few = training.unfold_batchnorm is None and len(samples) < FEW_SAMPLES * schedule.steps * schedule.parts
+    student = Student(
+        graph,
+        samples.first(PROOF_SAMPLES),
+        _pieces(samples, STATISTICS_SAMPLES),
+        hidden=names,
+        unfolded=False if training.freeze_batchnorm or few else training.unfold_batchnorm,
+    )
+    learns = teacher is not None and training.label_weight < 1
+    if teacher and learns:
+        if augment and execution.cache:
+            raise PlanError("--cache keeps nothing with --augment: no sample comes twice; leave out one of them.")
+        if not augment and (training.epochs > joined.count or execution.cache):
+            teacher.remember(samples, training.batch, execution.cache, progress)
+    first = samples.first(min(SHAPE_SAMPLES, training.batch))
+    known = teacher.run(first) if teacher else Session(graph.message(), device="cpu").run(first)
+    shape = shape_of(known[: len(graph.outputs)], known[len(graph.outputs) :])
+    objective = Objective(training, shape, learns=learns)
+    return Setting(student, samples, teacher, objective, schedule, training, execution, joined, augment, progress)
+
+
+def _pieces(samples: Samples, count: int) -> list[Arrays]:
+    """The first samples, in batches."""
+    size = samples.fixed or 64
+    whole = min(count, len(samples)) // size * size
+    if not whole:
+        return [samples.first(size)]
+    return [{n: a[start : start + size] for n, a in samples.inputs.items()} for start in range(0, whole, size)]
+
+
+def _trained(setting: Setting, watch: Watch | None) -> Graph:
+    """Trains, and writes the weights into the graph."""
+    from onnxprune.recovery.checkpoint import Checkpoint
+    from onnxprune.recovery.loop import Loop
+
+    path = setting.execution.checkpoint
+    checkpoint = Checkpoint(path, _identity(setting, watch)) if path else None
+    evaluator = _evaluator(setting, watch) if watch else None
+    loop: Loop = Loop(setting, evaluator, checkpoint)
+    graph = setting.student.export(loop.train())
+    if watch and watch.goal is not None and evaluator and (loop.best is None or not evaluator.reached(loop.best)):
+        best = "nothing" if loop.best is None else evaluator.in_words(loop.best)
+        raise GoalMissed(
+            f"the goal of {watch.goal:g} was missed: the best was {best}; train longer or prune less.", graph
+        )
+    return graph
+
+
+def _evaluator(setting: Setting, watch: Watch) -> Evaluator:
+    import torch
+
+    from onnxprune.recovery.evaluation import Evaluator
+    from onnxprune.torch_bridge.arrays import tensor_of
+
+    graph, teacher = setting.student.graph, setting.teacher
+    data = load_data(watch.data, Session(graph.message(), device="cpu"), size=setting.training.batch)
+
+    def loss(feeds: Arrays, outputs: list[np.ndarray], labels: np.ndarray | None) -> float:
+        targets: list[Any] = []
+        if teacher and setting.objective.learns:
+            targets = [tensor_of(target[: len(outputs[0])]) for target in teacher.run(feeds)]
+        known = None if labels is None else torch.tensor(labels)
+        with torch.no_grad():
+            return float(setting.objective([torch.tensor(output) for output in outputs], targets, known))
+
+    tokens = setting.training.task == "next-token"
+    return Evaluator(watch, data, teacher.run if teacher else None, loss, outputs=len(graph.outputs), tokens=tokens)
+
+
+def _identity(setting: Setting, watch: Watch | None) -> dict[str, Any]:
+    """What tells one run from another; a checkpoint of another run is refused."""
+    options = {k: v for k, v in asdict(setting.training).items() if k != "save_every"}
+    return {
+        "model": setting.student.graph.sha256,
+        "teacher": setting.teacher.sha256 if setting.teacher else "",
+        "samples": setting.samples.fingerprint(),
+        "training": options,
+        "watch": [watch.metric, watch.patience, watch.goal] if watch else [],
+        "processes": setting.processes.count,
+        "shared": setting.execution.fsdp,
+        "hidden": [state.name for state in setting.teacher.hidden] if setting.teacher else [],
+        "augmented": setting.augment is not None,
+        "precision": setting.execution.precision,
+    }

@@ -1,0 +1,354 @@
+"""What recovery minimizes and watches: tasks, hidden states, parts of steps, averages, precision, goals."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto
+
+from builders import Net
+from onnxprune.errors import BridgeError, DataError, GoalMissed, PlanError
+from onnxprune.graph import Graph
+from onnxprune.pipeline import evaluate
+from onnxprune.recovery import Execution, Training, Watch, recover
+from onnxprune.runtime import Session
+from onnxprune.surgery import remove
+from onnxprune.units import find_units
+from test_recovery import X, classes, distance, network
+
+DATA = {"x0": X}
+TEACHER = network()
+QUICK = Training(epochs=2, batch=32)
+
+
+def outputs(graph: Graph, feeds: dict[str, np.ndarray], *names: str) -> list[np.ndarray]:
+    return Session(graph.message(outputs=names), device="cpu").run(feeds, names or None)
+
+
+def hidden_network(seed: int = 0) -> Graph:
+    """Two hidden layers, the second of which a compact model can keep whole."""
+    net = Net(seed=seed)
+    h = net.op("Relu", net.dense(net.input("N", 6), 6, 16))
+    h = net.op("Relu", net.dense(h, 16, 8))
+    return net.output(net.dense(h, 8, 2)).graph()
+
+
+def language_model(seed: int) -> Graph:
+    """Guesses the next token from the present one alone."""
+    net = Net(seed=seed)
+    h = net.op("Gather", net.weight(7, 12), net.input("N", "T", kind=TensorProto.INT64))
+    mask = net.input("N", "T", kind=TensorProto.INT64)
+    net.inputs[0].name, net.inputs[1].name = "input_ids", "attention_mask"
+    for node in net.nodes:
+        node.input[:] = ["input_ids" if name == "x0" else name for name in node.input]
+    wide = net.op("Unsqueeze", net.op("Cast", "attention_mask", to=TensorProto.FLOAT), net.ints(2))
+    assert mask == "x1"
+    return net.output(net.op("MatMul", net.op("Mul", h, wide), net.weight(12, 7))).graph()
+
+
+def script(folder: Path, text: str) -> str:
+    path = folder / "script.py"
+    path.write_text(text)
+    return str(path)
+
+
+# tasks ----------------------------------------------------------------------------------------------------------------
+
+
+def test_squared_errors_of_numbers() -> None:
+    student, wanted = network(1, seed=1), network(1)
+    labels = outputs(wanted, DATA)[0][:, 0]
+    training = Training(epochs=40, batch=32, rate=2e-2, label_weight=1, task="mse")
+    final = recover(student, DATA | {"labels": labels}, training=training)
+    assert distance(final, wanted) < 0.2 * distance(student, wanted)
+
+
+def test_next_tokens_are_their_own_labels() -> None:
+    """Tokens that the mask leaves out do not count: those say the opposite of the others."""
+    tokens = (np.arange(20)[None] + np.arange(40)[:, None]) % 7
+    tokens[:, 10:] = 3
+    mask = np.ones_like(tokens)
+    mask[:, 10:] = 0
+    data = {"input_ids": tokens, "attention_mask": mask}
+    training = Training(epochs=30, batch=20, rate=3e-2, label_weight=1, task="next-token")
+    final = recover(language_model(0), data, training=training)
+    guess = outputs(final, data)[0][:, :9].argmax(-1)
+    assert (guess == tokens[:, 1:10]).mean() > 0.95
+    same = recover(language_model(1), data, teacher=final, training=Training(epochs=30, rate=3e-2, task="next-token"))
+    assert (outputs(same, data)[0][:, :9].argmax(-1) == guess).mean() > 0.95
+
+
+def test_a_script_may_say_the_loss(tmp_path: Path) -> None:
+    """A loss that wants the opposite of the labels is minimized just as well."""
+    path = script(
+        tmp_path,
+        "import torch\ndef loss(outputs, labels):\n"
+        "    return torch.nn.functional.cross_entropy(outputs[0], 1 - labels)\n",
+    )
+    labels = classes(TEACHER)
+    training = Training(epochs=60, batch=32, rate=2e-2, label_weight=1, task=path)
+    final = recover(network(seed=1), DATA | {"labels": labels}, training=training)
+    assert evaluate(final, DATA | {"labels": 1 - labels})[0] > 0.85
+
+
+def test_labels_that_do_not_fit() -> None:
+    for task, shape, wanted in (
+        ("cross-entropy", (96, 3), "one class for each row or position"),
+        ("mse", (96, 3), "the same shape"),
+        ("next-token", (96, 3), "one token for each position"),
+    ):
+        data = DATA | {"labels": np.zeros(shape, np.int64)}
+        with pytest.raises(DataError, match=rf"labels of shape \(32, 3\) do not fit .*; give {wanted}"):
+            recover(network(), data, training=Training(batch=32, label_weight=1, task=task))
+    with pytest.raises(DataError, match="--task next-token needs one input of whole numbers"):
+        recover(network(), DATA, training=Training(label_weight=1, task="next-token"))
+
+
+# hidden states --------------------------------------------------------------------------------------------------------
+
+
+def test_hidden_states_are_learnt() -> None:
+    """With labels that say nothing, only the weight on hidden states brings them nearer."""
+    teacher, student = hidden_network(), hidden_network(seed=1)
+    (name,) = (node.outputs[0].name for node in teacher.nodes[2:3])
+    gaps = []
+    for weight in (0.0, 10.0):
+        training = Training(epochs=60, batch=32, rate=1e-2, match_hidden=weight)
+        final = recover(student, DATA, teacher=teacher, training=training)
+        a, b = (outputs(graph, DATA, name)[0] for graph in (final, teacher))
+        gaps.append(float(np.square(a - b).mean()))
+    assert gaps[1] < 0.5 * gaps[0]
+
+
+def test_narrower_hidden_states_need_the_plan() -> None:
+    """With the plan the pruned layer is compared at its kept positions; the start is then the best there is."""
+    teacher = hidden_network()
+    units = find_units(teacher, {"x0": X[:2]})
+    keep = {name: np.arange(group.size) % 2 == 0 for name, group in units.groups.items()}
+    plan = units.plan(keep)
+    compact = remove(teacher, plan)
+    training = Training(epochs=1, match_hidden=1.0)
+    with pytest.raises(PlanError, match="finds no hidden state of the same name and shape in both models; give the"):
+        recover(compact, DATA, teacher=teacher, training=training)
+    recover(compact, DATA, teacher=teacher, plan=plan, training=training)
+    with pytest.raises(PlanError, match="the plan is of another model than the teacher"):
+        recover(compact, DATA, teacher=hidden_network(seed=3), plan=plan, training=training)
+
+
+def test_hidden_states_need_a_teacher() -> None:
+    with pytest.raises(PlanError, match="--match-hidden compares with the original; give --teacher"):
+        recover(network(), DATA, training=Training(label_weight=1, match_hidden=1))
+
+
+# steps ----------------------------------------------------------------------------------------------------------------
+
+
+def losses(path: Path, **options: object) -> list[float]:
+    """The loss of each step."""
+    execution = options.pop("execution", Execution(losses=path))
+    training = Training(**{"epochs": 2, "batch": 32, "rate": 1e-2, "label_weight": 0.5, **options})
+    recover(
+        network(seed=1), DATA | {"labels": classes(TEACHER)}, teacher=TEACHER, training=training, execution=execution
+    )
+    return [entry["loss"] for line in path.read_text().splitlines() if "loss" in (entry := json.loads(line))]
+
+
+def test_parts_of_a_step_add_up(tmp_path: Path) -> None:
+    path = tmp_path / "l.jsonl"
+    whole = losses(path)
+    assert len(whole) == 6
+    np.testing.assert_allclose(losses(path, accumulate=3), whole, rtol=1e-5)
+    assert max(abs(np.subtract(losses(path, seed=1), whole))) > 1e-3
+
+
+def test_precision_and_compilation_change_little(tmp_path: Path) -> None:
+    path = tmp_path / "l.jsonl"
+    whole = losses(path)
+    compiled = losses(path, execution=Execution(losses=path, compile="aot_eager"))
+    np.testing.assert_allclose(compiled, whole, rtol=1e-4)
+    half = losses(path, execution=Execution(losses=path, precision="bfloat16"))
+    np.testing.assert_allclose(half, whole, rtol=0.1)
+    assert half != whole
+
+
+def test_a_backend_that_does_not_compile() -> None:
+    with pytest.raises(BridgeError, match=r"torch.compile with nonsense fails: .*; train without --compile"):
+        recover(network(), DATA, teacher=TEACHER, training=QUICK, execution=Execution(compile="nonsense"))
+
+
+def test_the_average_of_weights_follows_quickly_at_first() -> None:
+    """At step t the decay is (1 + t) / (10 + t), until that reaches what was asked for."""
+    import torch
+
+    from onnxprune.recovery.weights import Average
+
+    average = Average({"w": torch.zeros(1)}, 0.5)
+    expected, seen = 0.0, torch.ones(1)
+    for step in range(1, 12):
+        average.update({"w": seen * step}, step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+    assert abs(float(average.values["w"]) - expected) < 1e-5
+
+
+def test_the_average_is_what_is_kept() -> None:
+    """After a step that leaves nothing as it was, the average still remembers the start."""
+    start = network(1, seed=1)
+    moved = []
+    for ema in (0.0, 1.0):
+        training = Training(epochs=1, batch=96, rate=1e-2, warmup=0, ema=ema)
+        final = recover(start, DATA, teacher=network(1), training=training)
+        moved.append(max(float(abs(final.constants[n] - a).max()) for n, a in start.constants.items()))
+    np.testing.assert_allclose(moved[1], moved[0] * 9 / 11, rtol=1e-2)
+
+
+def test_models_in_half_the_bits_train_in_float32() -> None:
+    """Steps that float16 would lose add up; the file keeps its types."""
+    net = Net()
+    h = net.op("Cast", net.input("N", 6), to=TensorProto.FLOAT16)
+    h = net.op("Gemm", h, net.constant(np.full((6, 2), 1, np.float16)), net.constant(np.zeros(2, np.float16)))
+    model = net.output(h, kind=TensorProto.FLOAT16).graph()
+    wanted = model.with_constants({"c0": np.full((6, 2), 1.01, np.float16)})
+    training = Training(epochs=30, batch=32, rate=2e-4, loss="mse")
+    final = recover(model, DATA, teacher=wanted, training=training)
+    assert final.constants["c0"].dtype == np.float16
+    before, after = (abs(g.constants["c0"] - wanted.constants["c0"]).max() for g in (model, final))
+    assert after < 0.5 * before
+
+
+def test_progress_says_what_was_measured() -> None:
+    told: list[tuple[str, int, int, str]] = []
+    watch = Watch(DATA, "agreement")
+    recover(network(), DATA, teacher=TEACHER, training=QUICK, watch=watch, progress=lambda *now: told.append(now))
+    assert [(stage, done, total) for stage, done, total, _ in told] == [
+        *(("teacher", done, 96) for done in (32, 64, 96)),
+        *(("recovery", done, 6) for done in range(1, 7)),
+    ]
+    notes = [note for stage, _, _, note in told if stage == "recovery"]
+    assert notes[0].endswith(", agreement 1.0000") and re.fullmatch(r"loss -?0\.0\d+, agreement [01]\.\d+", notes[-1])
+
+
+def test_models_of_a_fixed_batch() -> None:
+    """Steps are made of whole runs; the proof and the statistics take as many samples as the model does."""
+    net = Net()
+    model = net.output(net.dense(net.op("Relu", net.dense(net.input(4, 6), 6, 16)), 16, 2)).graph()
+    final = recover(model, {"x0": X[:90]}, teacher=model, training=QUICK, watch=Watch({"x0": X[:6]}, "loss"))
+    assert final.inputs == model.inputs
+    with pytest.raises(DataError, match="takes 4 samples a run, a step takes 32 and there are 10; give more samples"):
+        recover(model, {"x0": X[:10]}, teacher=model, training=QUICK)
+
+
+# the teacher's outputs ------------------------------------------------------------------------------------------------
+
+
+def test_outputs_are_kept_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    execution = Execution(cache=tmp_path)
+    plain = recover(network(seed=1), DATA, teacher=TEACHER, training=QUICK)
+    first = recover(network(seed=1), DATA, teacher=TEACHER, training=QUICK, execution=execution)
+    (file,) = tmp_path.iterdir()
+    assert np.load(file).shape == (96, 2)
+    monkeypatch.setattr("onnxprune.recovery.teacher.Teacher._compute", None)  # not needed a second time
+    again = recover(network(seed=1), DATA, teacher=TEACHER, training=QUICK, execution=execution)
+    assert plain.message() == first.message() == again.message()
+
+
+def test_outputs_that_cannot_be_kept(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="--cache keeps nothing with --augment: no sample comes twice"):
+        recover(
+            network(),
+            DATA,
+            teacher=TEACHER,
+            training=QUICK,
+            augment=lambda arrays, generator: arrays,
+            execution=Execution(cache=tmp_path),
+        )
+    with pytest.raises(DataError, match=r"--cache .*none is no folder; create it"):
+        recover(network(), DATA, teacher=TEACHER, training=QUICK, execution=Execution(cache=tmp_path / "none"))
+
+
+# when to stop ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_goal_that_is_reached_ends_the_training(tmp_path: Path) -> None:
+    path, data = tmp_path / "l.jsonl", DATA | {"labels": classes(TEACHER)}
+    training = Training(epochs=60, batch=32, rate=2e-2)
+    watch = Watch(data, goal=0.9)
+    final = recover(
+        network(seed=1), DATA, teacher=TEACHER, training=training, watch=watch, execution=Execution(losses=path)
+    )
+    assert evaluate(final, data)[0] >= 0.9
+    assert len(path.read_text().splitlines()) < 60 * 4
+
+
+def test_a_goal_that_is_missed_is_a_failure_with_the_best_weights() -> None:
+    data = DATA | {"labels": classes(TEACHER)}
+    watch = Watch(data, "agreement", goal=1.1)
+    with pytest.raises(GoalMissed, match=r"the goal of 1.1 was missed: the best was agreement 0\.\d+; train") as caught:
+        recover(network(seed=1), DATA, teacher=TEACHER, training=QUICK, watch=watch)
+    assert caught.value.exit_code == 3
+    said = float(str(caught.value).split("agreement ")[1].split(";")[0])
+    assert abs(evaluate(caught.value.graph, data)[0] - said) < 1e-4
+
+
+def test_the_best_weights_are_kept_and_patience_ends(tmp_path: Path) -> None:
+    """A training that only makes things worse gives back the start."""
+    path = tmp_path / "l.jsonl"
+    training = Training(epochs=20, batch=32, rate=3e-1)
+    final = recover(
+        TEACHER,
+        DATA,
+        teacher=network(seed=5),
+        training=training,
+        watch=Watch(DATA | {"labels": classes(TEACHER)}, patience=2),
+        execution=Execution(losses=path),
+    )
+    assert final.message() == TEACHER.message()
+    values = [entry for line in path.read_text().splitlines() if "metric" in (entry := json.loads(line))]
+    assert [entry["epoch"] for entry in values] == [1, 2] and values[0]["metric"] == "top1"
+
+
+def test_a_script_may_measure(tmp_path: Path) -> None:
+    path = script(
+        tmp_path,
+        "import numpy as np\ndef evaluate(run, data):\n"
+        "    return -np.mean([np.mean(run(feeds)[0] ** 2) for feeds, labels in data])\n"
+        "def fails(run, data):\n    return 1 / 0\n",
+    )
+    training = Training(epochs=3, batch=32, rate=1e-1)
+    final = recover(network(seed=1), DATA, teacher=TEACHER, training=training, watch=Watch(DATA, path))
+    assert np.isfinite(outputs(final, DATA)[0]).all()
+    with pytest.raises(DataError, match=r"the metric .*:fails fails: ZeroDivisionError: division by zero"):
+        recover(network(), DATA, teacher=TEACHER, training=QUICK, watch=Watch(DATA, f"{path}:fails"))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Watch(DATA, "f1"), r"--metric 'f1' is unknown; use top1, agreement, loss, or script.py\[:function\]"),
+        (lambda: Training(task="sum"), "--task 'sum' is unknown; use cross-entropy, mse, next-token"),
+        (lambda: Training(unfold_batchnorm=True, freeze_batchnorm=True), "exclude each other"),
+        (lambda: Training(ema=2), "--ema 2 is out of range"),
+        (lambda: Training(match_hidden=-1), "--match-hidden -1 is out of range"),
+        (lambda: Watch(DATA, patience=-1), "--patience -1 is out of range"),
+    ],
+)
+def test_options_that_are_refused(make: object, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("watch", "message"),
+    [
+        (Watch(DATA, "top1"), "--metric top1 needs labels"),
+        (Watch(DATA, "agreement"), "--metric agreement compares with the original; give --teacher"),
+    ],
+)
+def test_metrics_that_cannot_be_measured(watch: Watch, message: str) -> None:
+    data = DATA | {"labels": classes(TEACHER)}
+    with pytest.raises(DataError, match=message):
+        recover(network(), data, training=Training(label_weight=1), watch=watch)
