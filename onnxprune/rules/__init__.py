@@ -1,6 +1,16 @@
 """How each operator ties the axes of its tensors; pure, touches no weight. Importing this registers all rules."""
 
-from onnxprune.rules import elementwise, layout, linear, normalize, pool, reduce
+from onnxprune.rules import elementwise, indexing, layout, linear, normalize, pool, reduce
 from onnxprune.rules.base import find_rule, supported_operators
 
-__all__ = ["elementwise", "find_rule", "layout", "linear", "normalize", "pool", "reduce", "supported_operators"]
+__all__ = [
+    "elementwise",
+    "find_rule",
+    "indexing",
+    "layout",
+    "linear",
+    "normalize",
+    "pool",
+    "reduce",
+    "supported_operators",
+]
