@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -98,6 +98,23 @@ class Structure:
     computed: dict[str, np.ndarray] = field(default_factory=dict)
     values: dict[str, list[Layout]] = field(default_factory=dict)
     batch: int = 1
+
+
+class Numbers(Mapping[int, tuple[Entry, ...]]):
+    """The numbers of a node by input, made when its rule asks for them: most rules never do."""
+
+    def __init__(self, terms: Mapping[int, np.ndarray]) -> None:
+        self._terms = terms
+
+    def __getitem__(self, index: int) -> tuple[Entry, ...]:
+        flat = enumerate(self._terms[index].ravel())
+        return tuple(Entry(sizes.value_of(term), sizes.is_fixed(term), None, index, place) for place, term in flat)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._terms)
+
+    def __len__(self) -> int:
+        return len(self._terms)
 
 
 def label(node: gs.Node) -> str:
@@ -210,20 +227,14 @@ class _Inference:
             self._pin((axis for axis in tensor.axes if id(axis) not in seen), because, label(node))
         followed = all(tensor.name in self.terms for tensor in node.outputs)
         for i, tensor in enumerate(node.inputs):
-            if tensor.name in self.terms and not followed and i not in view.read:
+            steers = tensor.name in self.terms and tensor.name not in self.graph.constants
+            if steers and not followed and i not in view.read:
                 self.steering.append((tensor.name, label(node)))
 
     def _view(self, node: gs.Node) -> Node:
         """The node as its rule sees it."""
         attrs = {k: v for k, v in node.attrs.items() if isinstance(v, int | float | str | list)}
-        numbers = {
-            i: tuple(
-                Entry(sizes.value_of(term), sizes.is_fixed(term), None, i, j)
-                for j, term in enumerate(self.terms[tensor.name].ravel())
-            )
-            for i, tensor in enumerate(node.inputs)
-            if tensor.name in self.terms
-        }
+        numbers = Numbers({i: self.terms[x.name] for i, x in enumerate(node.inputs) if x.name in self.terms})
         inputs, outputs = (tuple(self._tensor(t.name) for t in x) for x in (node.inputs, node.outputs))
         return Node(node.op, self.graph.opset(node.domain or ""), inputs, outputs, attrs, numbers)
 

@@ -203,6 +203,7 @@ class _Finder:
         for use in structure.uses:
             for leaf in dict.fromkeys(leaves(use.part)):
                 self.uses[use.role][leaf].append(use)
+        self.read_at = {leaf: {(use.data, use.output) for use in uses} for leaf, uses in self.uses["reads"].items()}
         self.places: dict[Dim, dict[str, int]] = defaultdict(dict)
         for tensor, axes in structure.axes.items():
             for i, axis in enumerate(axes):
@@ -318,8 +319,7 @@ class _Finder:
 
     def _reads(self, node: gs.Node, tensor: str, leaf: Dim) -> bool:
         """Whether a node contracts these units, so that the way from the writer ends there."""
-        output = node.outputs[0].name
-        return any(use.data == tensor and use.output == output for use in self.uses["reads"][leaf])
+        return (tensor, node.outputs[0].name) in self.read_at.get(leaf, ())
 
     def _is_linear(self, node: gs.Node) -> bool:
         """Whether a node is linear: its operator is, and what it multiplies by is constant."""

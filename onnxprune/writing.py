@@ -69,8 +69,9 @@ def export(
     declared = {tensor.name: tensor for tensor in model.graph.initializer}
     arrays = {name: constants[name] for name in declared if name in constants}
     from_nodes = {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
+    written = {*merged, *declared, *from_nodes}
     for name in constants:
-        if name in used and not {name} & {*merged, *declared, *from_nodes}:
+        if name in used and name not in written:
             arrays[name] = constants[name]
             declared[name] = model.graph.initializer.add(name=name)
             if model.ir_version < 4:  # there every initializer must be an input too
