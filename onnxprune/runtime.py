@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.errors import DeviceError, ModelError
+from onnxprune.writing import Message
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,8 @@ class Session:
         """Loads a model.
 
         Args:
-            model: a serialized ModelProto, or the path of a file.
+            model: a serialized ModelProto, or the path of a file. Weights that a `Message` refers to are used where
+                they lie, and are not packed anew, so that two sessions of a large model fit into memory.
             device: "auto", "cpu", "cuda", "cuda:1", "tensorrt" or "openvino".
             optimize: whether ONNX Runtime may fuse and fold.
             threads: intra-op threads; all cores when None.
@@ -72,6 +74,7 @@ class Session:
             options.inter_op_num_threads = 1
         if not spin:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._shared = _share(onnxruntime, options, model.arrays) if isinstance(model, Message) else []
         source = model if isinstance(model, bytes) else str(model)
         try:
             self._session = _open(onnxruntime, source, options, device)
@@ -98,6 +101,15 @@ class Session:
             return list(self._session.run(wanted, dict(feeds)))
         except Exception as error:  # as above
             raise ModelError(f"ONNX Runtime cannot run the model: {first_line(error)}") from error
+
+
+def _share(onnxruntime: Any, options: Any, arrays: Mapping[str, np.ndarray]) -> list[Any]:
+    """Lets a session read weights where they lie; the values returned must live as long as it does."""
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for array in arrays.values()]
+    if values:
+        options.add_external_initializers(list(arrays), values)
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    return values
 
 
 def _open(onnxruntime: Any, source: bytes | str, options: Any, device: str) -> Any:

@@ -23,6 +23,9 @@ from onnxprune.spectral import SpectralOptions, node_scores, squared_distances
 from onnxprune.states import by_feature
 from onnxprune.units import Units
 
+ROWS = 256
+"""Rows of a weight that are squared at a time."""
+
 RIDGE = 1e-3
 """Ridge of the removal cost, relative to the mean of the diagonal."""
 
@@ -92,13 +95,20 @@ class Evidence:
         total = np.zeros(len(self.kept))
         for weight in weights:
             columns, blocks = self._columns(weight.unit_of)
-            total += blocks @ np.sum(np.abs(_rows(self.weights[weight.tensor], weight.axis)[columns]) ** order, axis=1)
+            total += blocks @ _powers(self.weights[weight.tensor], weight.axis, order)[columns]
         return total ** (1 / order)
 
 
 def _rows(weight: np.ndarray, axis: int) -> np.ndarray:
     """A weight as (positions of the axis, everything else), in float64."""
     return np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1).astype(np.float64)
+
+
+def _powers(weight: np.ndarray, axis: int, order: int) -> np.ndarray:
+    """Sums of powers of absolute values for each position of an axis, a few positions at a time for memory's sake."""
+    rows = np.moveaxis(weight, axis, 0)
+    parts = (rows[i : i + ROWS].reshape(len(rows[i : i + ROWS]), -1) for i in range(0, len(rows), ROWS))
+    return np.concatenate([np.sum(np.abs(part.astype(np.float64)) ** order, axis=1) for part in parts])
 
 
 def spectral(evidence: Evidence) -> np.ndarray:

@@ -17,6 +17,7 @@ from onnxprune.graph import Graph
 from onnxprune.records import KeptIndices, Plan, Written
 from onnxprune.runtime import Feeds, Session
 from onnxprune.units import Units
+from onnxprune.writing import Message
 
 if TYPE_CHECKING:
     import onnx
@@ -94,10 +95,23 @@ def mask(units: Units, plan: Plan) -> onnx.ModelProto:
     Raises:
         PlanError: the plan is for another model.
     """
-    from onnx import TensorProto, helper, numpy_helper, shape_inference
-
     check_plan(units.graph, plan)
     model = units.graph.proto()
+    _mask_nodes(model, units, plan)
+    return model
+
+
+def _masked(units: Units, plan: Plan) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """The same with references in the place of large weights, and those weights."""
+    model, shared = units.graph.parts()
+    _mask_nodes(model, units, plan)
+    return model, shared
+
+
+def _mask_nodes(model: onnx.ModelProto, units: Units, plan: Plan) -> None:
+    """Puts a mask behind every node of a message that holds removed positions."""
+    from onnx import TensorProto, helper, numpy_helper, shape_inference
+
     inferred = shape_inference.infer_shapes(model).graph
     types = {info.name: info.type.tensor_type.elem_type for info in inferred.value_info}
     nodes = []
@@ -125,7 +139,6 @@ def mask(units: Units, plan: Plan) -> onnx.ModelProto:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     model.graph.ClearField("value_info")
-    return model
 
 
 def _mask_array(shape: list[int], kept: KeptIndices) -> np.ndarray:
@@ -167,13 +180,15 @@ def verify(units: Units, plan: Plan, compact: Graph, feeds: Feeds, *, device: st
     Raises:
         VerificationError: they differ; the message names the first tensor that does.
     """
-    masked = mask(units, plan)
-    expected = Session(masked.SerializeToString(), device=device).run(feeds, units.graph.outputs)
+    check_plan(units.graph, plan)
+    masked, shared = _masked(units, plan)
+    whole = Message(masked.SerializeToString(), shared)
+    expected = Session(whole, device=device).run(feeds, units.graph.outputs)
     found = Session(compact.message(), device=device).run(feeds, units.graph.outputs)
     differences = [_difference(a, b) for a, b in zip(expected, found, strict=True)]
     if all(difference <= TOLERANCE for difference in differences):
         return max((_absolute(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
-    name, difference = _first_difference(units, plan, masked, compact, feeds)
+    name, difference = _first_difference(units, plan, compact, feeds)
     raise VerificationError(
         f"the compact model differs from the masked original, first in tensor '{name}' (by {difference:.2g} relative "
         f"to its largest value, {TOLERANCE:g} is allowed); nothing was written. Please report this with the model."
@@ -194,16 +209,15 @@ def _difference(a: np.ndarray, b: np.ndarray) -> float:
     return _absolute(a[finite], b[finite]) / max(1.0, float(np.max(np.abs(a[finite]), initial=0.0)))
 
 
-def _first_difference(
-    units: Units, plan: Plan, masked: onnx.ModelProto, compact: Graph, feeds: Feeds
-) -> tuple[str, float]:
+def _first_difference(units: Units, plan: Plan, compact: Graph, feeds: Feeds) -> tuple[str, float]:
     """The first tensor in the order of the graph that differs, and by how much."""
     names = [tensor.name for node in compact.nodes for tensor in node.outputs if tensor.name]
     known = set(units.graph.outputs)
+    masked, shared = _masked(units, plan)
     masked.graph.output.extend(type(masked.graph.output[0])(name=name) for name in names if name not in known)
     both = [
         Session(model, device="cpu", optimize=False).run(feeds, names)
-        for model in (masked.SerializeToString(), compact.message(outputs=names))
+        for model in (Message(masked.SerializeToString(), shared), compact.message(outputs=names))
     ]
     for name, whole, small in zip(names, *both, strict=True):
         for axis, kept in plan.activations.get(name, {}).items():

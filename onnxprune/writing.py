@@ -16,6 +16,22 @@ if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
 
+class Message(bytes):
+    """A serialized model for a runtime, and the large weights that it refers to instead of holding them.
+
+    Attributes:
+        arrays: those weights by name; they are shared with the graph, so a session costs no copy of them.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+
+    def __new__(cls, model: bytes, arrays: Mapping[str, np.ndarray]) -> Message:
+        """Joins the two."""
+        message = super().__new__(cls, model)
+        message.arrays = dict(arrays)
+        return message
+
+
 def constant_of(node: onnx.NodeProto) -> np.ndarray | None:
     """The value of a `Constant` node; None for other nodes, strings and sparse values."""
     from onnx import helper, numpy_helper
