@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 INLINE_LIMIT = 1_800_000_000
 """Bytes of weights above which external data are used; a protobuf message ends at 2 GiB."""
 
+LARGE = 256 << 20
+"""Bytes of weights above which a session shares them with the graph instead of having a copy."""
+
 SHARED_MINIMUM = 1 << 20
-"""Bytes from which a runtime reads a weight where it lies in memory instead of in the message."""
+"""Bytes below which a weight of such a model is still copied."""
 
 EXTERNAL_MINIMUM = 1024
 """Bytes below which a constant stays in the model file, where runtimes expect shapes and axes."""
@@ -171,12 +174,13 @@ class Graph:
         return model
 
     def parts(self) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
-        """The model with references in the place of its large weights, and those weights, which are not copied."""
+        """The model, of a large one with references in the place of large weights, and those weights, not copied."""
         model, arrays = export(self.gs, self.source, self.constants, self.copies)
+        least = SHARED_MINIMUM if self.nbytes > LARGE else INLINE_LIMIT
         shared = {}
         for tensor in model.graph.initializer:
             array = arrays.get(tensor.name)
-            if array is not None and array.nbytes >= SHARED_MINIMUM and array.dtype.isbuiltin == 1:
+            if array is not None and array.nbytes >= least and array.dtype.isbuiltin == 1:
                 refer(tensor, "shared", 0, array.nbytes)
                 shared[tensor.name] = array
             elif array is not None:
@@ -200,7 +204,7 @@ class Graph:
         for name in outputs:
             if name not in known:
                 model.graph.output.add(name=name)
-        return Message(model.SerializeToString(), shared)
+        return Message.of(model, shared)
 
     def save(self, path: Path | str) -> Path:
         """Writes the model; weights go to `<name>.data` beside it where the source had them outside.

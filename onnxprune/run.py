@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,10 @@ PROOF_SAMPLES = 8
 """Samples on which the compact model is compared with the masked original."""
 
 QUALITY_BATCH = 128
+
+MOMENTS_LIMIT = 400_000_000
+"""Bytes of second moments that are summed at a time; a model that needs more is calibrated in several passes."""
+
 NOT_TRUSTED = "Calibrated on synthetic inputs: the ranking is not to be trusted for real use; give --data."
 
 
@@ -109,15 +113,31 @@ class Run:
         self.proof = self.data.first(PROOF_SAMPLES).feeds
         self.exact: dict[str, Exact] = {}
 
-    def calibrate(self, graph: Graph, plan: Plan | None = None) -> Moments:
-        """Moments of a model that has lost what a plan says, features numbered as in the original."""
-        sites = {s.site.key: s.site for group in self.units.groups.values() for s in (*group.pre, *group.post)}
+    def calibrate(
+        self, graph: Graph, plan: Plan | None = None, *, names: Iterable[str] | None = None, second: bool = True
+    ) -> Moments:
+        """Moments of a model that has lost what a plan says, features numbered as in the original.
+
+        Args:
+            graph: the model.
+            plan: what it has lost.
+            names: the groups whose states are recorded, all when None.
+            second: whether second moments are, which take memory.
+        """
+        groups = [self.units.groups[name] for name in (self.units.groups if names is None else names)]
+        sites = {s.site.key: s.site for group in groups for s in (*group.pre, *group.post)}
         kept = {key: kept_features(site, plan) for key, site in sites.items()}
         present = [replace(site, features=int(kept[key].sum())) for key, site in sites.items()]
         batches = ((batch.feeds, batch.real) for batch in counted(self.data, partial(self.progress, "calibration")))
         feeding = self.feeding
         moments = calibrate(
-            graph, present, batches, device=feeding.device, stride=feeding.stride, source=self.data.source
+            graph,
+            present,
+            batches,
+            device=feeding.device,
+            stride=feeding.stride,
+            source=self.data.source,
+            second=second,
         )
         return spread(moments, kept)
 
@@ -135,10 +155,53 @@ class Run:
                 )
         self.units = folded
 
-    def score(self, moments: Moments, keep: Mapping[str, np.ndarray], ranking: Ranking) -> Scores:
+    def rank(self, graph: Graph, plan: Plan | None, keep: Mapping[str, np.ndarray], ranking: Ranking) -> Scores:
+        """Calibrates and scores, part by part where the second moments of all groups would not fit into memory.
+
+        Args:
+            graph: the model as it is now.
+            plan: what it has lost; None in the first round, in which constant and duplicate units are folded too.
+            keep: the units of each group that are still there.
+            ranking: how.
+        """
+        parts = list(self._parts())
+        if plan is None and len(parts) <= 1:
+            moments = self.calibrate(graph)
+            self.fold(moments)
+            return self.score(moments, keep, ranking)
+        if plan is None:
+            self.fold(self.calibrate(graph, second=False))
+        scores = [self.score(self.calibrate(graph, plan, names=part), keep, ranking, names=part) for part in parts]
+        by_group = {name: values for part in scores for name, values in part.by_group.items()}
+        notes = {name: note for part in scores for name, note in part.notes.items()}
+        return Scores(ranking.criterion, by_group, notes)
+
+    def _parts(self) -> Iterator[list[str]]:
+        """The groups in order, as many at a time as have their second moments in MOMENTS_LIMIT bytes."""
+        part: list[str] = []
+        used = 0
+        for name, group in self.units.groups.items():
+            needed = sum(8 * states.site.features**2 for states in (*group.pre, *group.post))
+            if part and used + needed > MOMENTS_LIMIT:
+                yield part
+                part, used = [], 0
+            part.append(name)
+            used += needed
+        if part:
+            yield part
+
+    def score(
+        self,
+        moments: Moments,
+        keep: Mapping[str, np.ndarray],
+        ranking: Ranking,
+        *,
+        names: Iterable[str] | None = None,
+    ) -> Scores:
         """Scores of what is still there; units that can go without a trace come before all others."""
+        groups = {name: self.units.groups[name] for name in (self.units.groups if names is None else names)}
         scores = score_units(
-            self.units,
+            replace(self.units, groups=groups),
             moments,
             self._weights(),
             keep,
@@ -149,6 +212,8 @@ class Run:
         )
         by_group = dict(scores.by_group)
         for name, exact in self.exact.items():
+            if name not in groups:
+                continue
             by_group[name] = by_group[name].copy()
             by_group[name][sorted(exact.units)] = -np.inf
         return replace(scores, by_group=by_group)

@@ -52,8 +52,7 @@ class Session:
         """Loads a model.
 
         Args:
-            model: a serialized ModelProto, or the path of a file. Weights that a `Message` refers to are used where
-                they lie, and are not packed anew, so that two sessions of a large model fit into memory.
+            model: a serialized ModelProto, or the path of a file.
             device: "auto", "cpu", "cuda", "cuda:1", "tensorrt" or "openvino".
             optimize: whether ONNX Runtime may fuse and fold.
             threads: intra-op threads; all cores when None.
@@ -74,7 +73,7 @@ class Session:
             options.inter_op_num_threads = 1
         if not spin:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._shared = _share(onnxruntime, options, model.arrays) if isinstance(model, Message) else []
+        self._weights = {name: np.ascontiguousarray(array) for name, array in shared_by(model).items()}
         source = model if isinstance(model, bytes) else str(model)
         try:
             self._session = _open(onnxruntime, source, options, device)
@@ -83,7 +82,9 @@ class Session:
         except Exception as error:  # onnxruntime raises a dozen unrelated classes
             raise ModelError(f"ONNX Runtime cannot load the model: {first_line(error)}") from error
         self.provider: str = self._session.get_providers()[0]
-        self.inputs = [(x.name, x.type, tuple(x.shape)) for x in self._session.get_inputs()]
+        self.inputs = [
+            (x.name, x.type, tuple(x.shape)) for x in self._session.get_inputs() if x.name not in self._weights
+        ]
         self.outputs = [(x.name, x.type, tuple(x.shape)) for x in self._session.get_outputs()]
 
     def run(self, feeds: Feeds, names: Sequence[str] | None = None) -> list[np.ndarray]:
@@ -98,18 +99,14 @@ class Session:
         """
         wanted = list(names) if names is not None else [name for name, _, _ in self.outputs]
         try:
-            return list(self._session.run(wanted, dict(feeds)))
+            return list(self._session.run(wanted, {**self._weights, **feeds}))
         except Exception as error:  # as above
             raise ModelError(f"ONNX Runtime cannot run the model: {first_line(error)}") from error
 
 
-def _share(onnxruntime: Any, options: Any, arrays: Mapping[str, np.ndarray]) -> list[Any]:
-    """Lets a session read weights where they lie; the values returned must live as long as it does."""
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for array in arrays.values()]
-    if values:
-        options.add_external_initializers(list(arrays), values)
-        options.add_session_config_entry("session.disable_prepacking", "1")
-    return values
+def shared_by(model: bytes | Path) -> Mapping[str, np.ndarray]:
+    """The weights that a message leaves to whoever runs it."""
+    return model.arrays if isinstance(model, Message) else {}
 
 
 def _open(onnxruntime: Any, source: bytes | str, options: Any, device: str) -> Any:

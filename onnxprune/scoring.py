@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy import linalg
+from scipy import linalg, sparse
 
 from onnxprune.errors import PlanError
 from onnxprune.records import CRITERIA, Group, Moments, Scores, States, Weight
@@ -72,10 +72,12 @@ class Evidence:
             covariance += blocks @ ((second - np.outer(mean, mean)) * metric) @ blocks.T
         return gram, covariance
 
-    def _columns(self, unit_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _columns(self, unit_of: np.ndarray) -> tuple[np.ndarray, sparse.csr_array]:
         """The positions of the kept units, and a (n, positions) indicator of whose they are."""
         columns = np.flatnonzero(np.isin(unit_of, self.kept))
-        return columns, (unit_of[columns] == self.kept[:, None]).astype(float)
+        rows = np.searchsorted(self.kept, unit_of[columns])
+        shape = len(self.kept), len(columns)
+        return columns, sparse.csr_array((np.ones(len(columns)), (rows, np.arange(len(columns)))), shape)
 
     def _metric(self, size: int) -> np.ndarray:
         """Inner products of the rows of the first reader: units of several features are compared where they meet."""

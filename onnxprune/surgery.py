@@ -182,7 +182,7 @@ def verify(units: Units, plan: Plan, compact: Graph, feeds: Feeds, *, device: st
     """
     check_plan(units.graph, plan)
     masked, shared = _masked(units, plan)
-    whole = Message(masked.SerializeToString(), shared)
+    whole = Message.of(masked, shared)
     expected = Session(whole, device=device).run(feeds, units.graph.outputs)
     found = Session(compact.message(), device=device).run(feeds, units.graph.outputs)
     differences = [_difference(a, b) for a, b in zip(expected, found, strict=True)]
@@ -217,7 +217,7 @@ def _first_difference(units: Units, plan: Plan, compact: Graph, feeds: Feeds) ->
     masked.graph.output.extend(type(masked.graph.output[0])(name=name) for name in names if name not in known)
     both = [
         Session(model, device="cpu", optimize=False).run(feeds, names)
-        for model in (Message(masked.SerializeToString(), shared), compact.message(outputs=names))
+        for model in (Message.of(masked, shared), compact.message(outputs=names))
     ]
     for name, whole, small in zip(names, *both, strict=True):
         for axis, kept in plan.activations.get(name, {}).items():

@@ -17,18 +17,33 @@ if TYPE_CHECKING:
 
 
 class Message(bytes):
-    """A serialized model for a runtime, and the large weights that it refers to instead of holding them.
+    """A serialized model for a runtime, and the large weights that it has as inputs instead of holding them.
+
+    Why inputs: they are the one way by which a session of ONNX Runtime reads weights where they lie. Initializers
+    that are handed to it are copied, and the masked and the compact model are both loaded when they are compared.
 
     Attributes:
-        arrays: those weights by name; they are shared with the graph, so a session costs no copy of them.
+        arrays: those weights by name.
     """
 
     arrays: Mapping[str, np.ndarray]
 
-    def __new__(cls, model: bytes, arrays: Mapping[str, np.ndarray]) -> Message:
-        """Joins the two."""
-        message = super().__new__(cls, model)
-        message.arrays = dict(arrays)
+    @classmethod
+    def of(cls, model: onnx.ModelProto, shared: Mapping[str, np.ndarray]) -> Message:
+        """Serializes a model, whose initializers `shared` become inputs."""
+        if shared:
+            kept = [tensor for tensor in model.graph.initializer if tensor.name not in shared]
+            declared = {value.name for value in model.graph.input}
+            for tensor in model.graph.initializer:
+                if tensor.name in shared and tensor.name not in declared:
+                    value = model.graph.input.add(name=tensor.name)
+                    value.type.tensor_type.elem_type = tensor.data_type
+                    for size in tensor.dims:
+                        value.type.tensor_type.shape.dim.add(dim_value=size)
+            del model.graph.initializer[:]
+            model.graph.initializer.extend(kept)
+        message = cls(model.SerializeToString())
+        message.arrays = dict(shared)
         return message
 
 
