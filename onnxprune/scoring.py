@@ -12,7 +12,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from scipy import linalg, sparse
@@ -50,12 +49,12 @@ class Evidence:
     options: SpectralOptions
     seed: int
 
-    @cached_property
+    @property
     def post(self) -> tuple[np.ndarray, np.ndarray]:
         """Second moments and covariances of what the readers contract, sites added up: (n, n) each."""
         return self._states(self.group.post)
 
-    @cached_property
+    @property
     def pre(self) -> tuple[np.ndarray, np.ndarray]:
         """The same of what enters the first nonlinearity."""
         return self._states(self.group.pre)
@@ -65,11 +64,13 @@ class Evidence:
         for states in sides:
             site = states.site.key
             columns, blocks = self._columns(states.unit_of)
-            second = self.moments.second[site][np.ix_(columns, columns)] / self.moments.count[site]
+            second = self.moments.second[site][np.ix_(columns, columns)]
+            second /= self.moments.count[site]
             mean = self.moments.total[site][columns] / self.moments.count[site]
             metric = self._metric(len(columns)) if len(columns) > len(self.kept) else 1
             gram += blocks @ (second * metric) @ blocks.T
-            covariance += blocks @ ((second - np.outer(mean, mean)) * metric) @ blocks.T
+            second -= np.outer(mean, mean)
+            covariance += blocks @ (second * metric) @ blocks.T
         return gram, covariance
 
     def _columns(self, unit_of: np.ndarray) -> tuple[np.ndarray, sparse.csr_array]:
