@@ -169,6 +169,12 @@ def resolve(layout: Layout) -> Layout:
     return product(*layout.factors) if isinstance(layout, Product) else concat(*layout.pieces)
 
 
+def pieces(layout: Layout) -> tuple[Layout, ...]:
+    """What is laid end to end on an axis; the axis itself where that is one thing."""
+    layout = resolve(layout)
+    return layout.pieces if isinstance(layout, Concat) else (layout,)
+
+
 def leaves(layout: Layout) -> Iterator[Dim]:
     """The unbound dims of a layout in order of position; a dim that occurs twice comes twice."""
     layout = resolve(layout)
@@ -315,6 +321,16 @@ def _split_product(layout: Product, at: int, why: Kept) -> tuple[Layout, Layout]
     return concat(product(above, rest), product(cut, left)), concat(product(cut, right), product(below, rest))
 
 
+def runs(layout: Layout) -> Iterator[tuple[Layout, Layout]]:
+    """Neighbouring factors of a product, and the product of all others; nothing for other layouts."""
+    layout = resolve(layout)
+    if not isinstance(layout, Product):
+        return
+    for i in range(len(layout.factors)):
+        for j in range(i + 1, len(layout.factors) + 1):
+            yield product(*layout.factors[i:j]), product(*layout.factors[:i], *layout.factors[j:])
+
+
 def keep_mask(layout: Layout, masks: Mapping[Dim, np.ndarray]) -> np.ndarray:
     """Which positions of an axis stay.
 
@@ -334,6 +350,32 @@ def keep_mask(layout: Layout, masks: Mapping[Dim, np.ndarray]) -> np.ndarray:
     for factor in layout.factors:
         mask = np.logical_and.outer(mask, keep_mask(factor, masks)).ravel()
     return mask
+
+
+def _factors(layout: Layout) -> list[Layout]:
+    layout = resolve(layout)
+    return list(layout.factors) if isinstance(layout, Product) else [layout]
+
+
+def found_in(part: Layout, whole: Layout) -> np.ndarray | None:
+    """Where the positions of a product are in a product with further factors, which repeat them.
+
+    Args:
+        part: heads x rows, for example, n positions.
+        whole: heads x queries x rows, m positions.
+
+    Returns:
+        (n, m / n) int, the positions of `whole` that belong to each one of `part`; None where `part` has dims that
+        `whole` lacks, or either is a concatenation.
+    """
+    dims = [[factor for factor in _factors(layout) if isinstance(factor, Dim)] for layout in (part, whole)]
+    inside, around = dims
+    known = math.prod(d.size for d in inside) == part.size and math.prod(d.size for d in around) == whole.size
+    if not known or not set(inside) <= set(around) or any(len(set(x)) < len(x) for x in dims):
+        return None
+    grid = np.arange(whole.size).reshape([factor.size for factor in around])
+    order = [around.index(factor) for factor in inside]
+    return grid.transpose([*order, *(i for i in range(len(around)) if i not in order)]).reshape(part.size, -1)
 
 
 Extent = Counter[tuple[int, ...]]

@@ -28,6 +28,7 @@ from onnxprune.terminal import (
     model_argument,
     ranking_of,
     ranking_options,
+    residual,
 )
 
 log = logging.getLogger(__name__)
@@ -69,8 +70,9 @@ def main(quiet: bool, verbose: int) -> None:
 @main.command()
 @model_argument
 @click.option("--data", help="Samples, where sizes of symbolic axes have to come from them.")
+@residual
 @as_json
-def inspect(model: Path, data: str | None, as_json: bool) -> None:
+def inspect(model: Path, data: str | None, residual: bool, as_json: bool) -> None:
     """Show what can be pruned, what cannot, and why.
 
     \b
@@ -79,7 +81,7 @@ def inspect(model: Path, data: str | None, as_json: bool) -> None:
     """
     from onnxprune import pipeline, report
 
-    units = pipeline.inspect(model, data)
+    units = pipeline.inspect(model, data, residual=residual)
     click.echo(report.inspection_json(units) if as_json else report.inspection(units))
 
 
@@ -87,6 +89,7 @@ def inspect(model: Path, data: str | None, as_json: bool) -> None:
 @model_argument
 @feeding_options
 @ranking_options
+@residual
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the scores as .npz.")
 @click.option("--moments", type=click.Path(path_type=Path), help="Write the moments of the states as .npz.")
 @force
@@ -94,6 +97,7 @@ def inspect(model: Path, data: str | None, as_json: bool) -> None:
 def score(
     model: Path,
     data: str | None,
+    residual: bool,
     output: Path | None,
     moments: Path | None,
     force: bool,
@@ -111,7 +115,8 @@ def score(
     for path in filter(None, (output, moments)):
         check_output(path, force=force)
     bar = Bar()
-    scored = pipeline.score(model, data, ranking=ranking_of(values), feeding=feeding_of(values), progress=bar)
+    ranking, feeding = ranking_of(values), feeding_of(values)
+    scored = pipeline.score(model, data, ranking=ranking, feeding=feeding, progress=bar, residual=residual)
     bar.close()
     if output:
         scored.scores.save(output)
@@ -130,10 +135,11 @@ def score(
 @ranking_options
 @click.option("--rounds", default=5, show_default=True, help="Remove in parts, rescoring after each; 1 is one shot.")
 @click.option("--allocation", type=click.Choice(["global", "uniform"]), default="global", show_default=True)
-@click.option("--round-to", type=int, help="Multiple for widths.  [default: 8 for convolutions, else 1]")
+@click.option("--round-to", type=int, help="Multiple for widths.  [default: 8 for channels, else 1]")
 @click.option("--floor", default=0.1, show_default=True, help="Share of its units that each group keeps.")
 @click.option("--only", multiple=True, help="Glob of groups that may lose units; may be given again.")
 @click.option("--skip", multiple=True, help="Glob of groups that may not.")
+@residual
 @click.option("--refit", is_flag=True, help="Refit the remaining weights in closed form.")
 @click.option("--no-latency", is_flag=True, help="Do not time the models.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The compact model.  [default: NAME.pruned.onnx]")
@@ -158,6 +164,7 @@ def prune(
       onnxprune prune model.onnx --ratio 0.4 --data calib.npz -o compact.onnx
       onnxprune prune model.onnx --macs 0.5 --data calib.npz --criterion variance --refit
       onnxprune prune model.onnx --units 0.5 --round-to 1 --only 'layer3*' --plan plan.json
+      onnxprune prune bert.onnx --ratio 0.3 --data calib.npz --residual --refit
     """
     from onnxprune import pipeline, report
     from onnxprune.selection import Budget, Limits
@@ -170,7 +177,7 @@ def prune(
     for path in filter(None, (output, plan)) if not dry_run else ():
         check_output(path, force=force)
     limits = Limits(values["allocation"], values["round_to"], values["floor"], values["only"], values["skip"])
-    method = pipeline.Method(values["rounds"], limits, values["refit"], not values["no_latency"])
+    method = pipeline.Method(values["rounds"], limits, values["refit"], not values["no_latency"], values["residual"])
     bar = Bar()
     pruned = pipeline.prune(
         model,
@@ -297,6 +304,7 @@ def evaluate(model: Path, data: str, metric: str, batch: int, device: str, as_js
 )
 @feeding_options
 @click.option("--rounds", default=5, show_default=True)
+@residual
 @click.option("--seed", default=0, show_default=True, help="Of the random criterion.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the study as JSON.")
 @force
@@ -308,6 +316,7 @@ def study(
     criteria: tuple[str, ...],
     data: str | None,
     rounds: int,
+    residual: bool,
     seed: int,
     output: Path | None,
     force: bool,
@@ -334,7 +343,7 @@ def study(
         test,
         criteria=criteria or CRITERIA,
         ranking=run.Ranking(seed=seed),
-        method=pipeline.Method(rounds=rounds),
+        method=pipeline.Method(rounds=rounds, residual=residual),
         feeding=feeding_of(values),
         progress=bar,
     )

@@ -43,9 +43,14 @@ class Exact:
 
 
 def find_exact(units: Units, moments: Moments) -> dict[str, Exact]:
-    """Finds dead, constant and duplicate units; constants only where every reader can take them into its bias."""
+    """Finds dead, constant and duplicate units; constants only where every reader can take them into its bias.
+
+    Units that statistics run over leave a trace there, so groups that are not exact have none.
+    """
     found = {}
     for name, group in units.groups.items():
+        if not group.exact:
+            continue
         low, high = (_extremes(group, table, merge) for table, merge in ((moments.low, np.min), (moments.high, np.max)))
         still = np.flatnonzero(low == high)
         dead = tuple(int(unit) for unit in still if high[unit] == 0)

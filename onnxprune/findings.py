@@ -79,6 +79,7 @@ class GroupRow:
         kept: how many it has.
         scores: lowest and highest score in the first round; None where it was not scored.
         note: why nothing was removed, or what was special.
+        exact: whether removing units gives the masked original; not so where normalizations run over them.
     """
 
     name: str
@@ -87,6 +88,7 @@ class GroupRow:
     kept: int
     scores: tuple[float, float] | None
     note: str
+    exact: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,8 @@ class Report:
         unrefit: the same before the refit; None without one.
         groups: what happened to each group; empty when two files are compared.
         settings: how the model was made.
-        verified: largest difference of an output from the masked original; None where that was not checked.
+        verified: largest difference of an output from the masked original, in which normalizations run over what is
+            kept; None where that was not checked.
         notes: what a reader should know, in words.
     """
 
@@ -114,6 +117,11 @@ class Report:
     settings: Mapping[str, Any] = field(default_factory=dict)
     verified: float | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def exact(self) -> bool:
+        """Whether all that was removed lies in exact groups."""
+        return all(row.exact or row.kept == row.units for row in self.groups)
 
     def to_json(self) -> str:
         """The report as one JSON object, schema onnxprune.report/1; what was not measured is null."""

@@ -131,6 +131,26 @@ class Graph:
             node.inputs.append(gs.Variable.empty())
         node.inputs[index] = gs.Constant(name, array)
 
+    def override(self, node: gs.Node, index: int, values: Mapping[int, int]) -> None:
+        """Puts other numbers into a vector on its way to one node of this graph. Edits the graph.
+
+        Args:
+            node: the node that reads the vector.
+            index: which of its inputs that is.
+            values: the numbers to put in, by place.
+        """
+        import onnx_graphsurgeon as gs
+
+        name = f"{node.outputs[0].name}.input{index}"
+        parts = {"places": list(values), "numbers": list(values.values())}
+        constants = {f"{name}.{part}": np.array(numbers, np.int64) for part, numbers in parts.items()}
+        self.constants |= constants
+        inputs = [node.inputs[index], *(gs.Constant(key, array) for key, array in constants.items())]
+        new = gs.Variable(name, np.int64)
+        at = next(i for i, other in enumerate(self.gs.nodes) if other is node)
+        self.gs.nodes.insert(at, gs.Node("ScatterElements", name, inputs=inputs, outputs=[new]))
+        node.inputs[index] = new
+
     def add_to_bias(self, node: gs.Node, shift: np.ndarray) -> str:
         """Adds to the bias of a Conv or Gemm of this graph, which gets one if it has none. Edits the graph.
 
@@ -145,8 +165,8 @@ class Graph:
             self.add_input(node, 2, shift.astype(node.inputs[1].values.dtype))
         return str(node.inputs[2].name)
 
-    def with_shapes(self, sizes: Mapping[str, Mapping[int, int]]) -> Graph:
-        """The same graph, its declared intermediate shapes corrected: `sizes[tensor][axis]` is the new size."""
+    def with_shapes(self, sizes: Mapping[str, Mapping[int, int | None]]) -> Graph:
+        """The same graph, its declared intermediate shapes corrected: `sizes[tensor][axis]`, None where it varies."""
         import onnx
 
         graph = self.copy()
@@ -154,7 +174,10 @@ class Graph:
         graph.source.CopyFrom(self.source)
         for info in graph.source.graph.value_info:
             for axis, size in sizes.get(info.name, {}).items():
-                info.type.tensor_type.shape.dim[axis].dim_value = size
+                if axis < len(info.type.tensor_type.shape.dim):
+                    info.type.tensor_type.shape.dim[axis].Clear()
+                    if size is not None:
+                        info.type.tensor_type.shape.dim[axis].dim_value = size
         return graph
 
     def proto(self) -> onnx.ModelProto:

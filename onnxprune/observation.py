@@ -21,7 +21,13 @@ FEATURE_MAPS = ((37, 41), (53, 59)), ((64, 96), (96, 128)), ((224, 256), (256, 2
 """Heights and widths tried in turn for symbolic image axes, a pair for each of the two runs: primes first, since equal
 sizes hide which axis is which, then the multiples of 32 that networks with skip connections ask for."""
 
-LENGTHS = (5, 7, 11, 13, 17, 19), (23, 29, 31, 43, 47, 61)
+LENGTHS = (
+    ((5, 7, 11, 13, 17, 19), (23, 29, 31, 43, 47, 61)),
+    ((401, 419, 431, 443, 457, 461), (503, 521, 541, 547, 557, 569)),
+    ((16001, 16007, 16033, 16057, 16061, 16063), (17011, 17021, 17027, 17029, 17033, 17041)),
+)
+"""Sizes tried in the same way for other symbolic axes: tokens first, then frames and samples of sound."""
+
 BATCHES = 2, 3
 
 
@@ -136,10 +142,10 @@ def sizes_to_try(session: Session, sample: Feeds | None = None) -> Iterator[list
     if not open_axes:
         yield [{}]
         return
-    for maps in FEATURE_MAPS:
+    for maps, tokens in zip(FEATURE_MAPS, LENGTHS, strict=True):
         pair = []
         for run in (0, 1):
-            lengths = iter(LENGTHS[run])
+            lengths = iter(tokens[run])
             symbols: dict[str, int] = {}
             for name, axis, symbol, rank in open_axes:
                 if symbol in symbols:

@@ -69,26 +69,29 @@ class Method:
         limits: floors, rounding, allocation, which groups.
         refit: whether the remaining weights are refit in closed form at the end.
         latency: whether to time both models.
+        residual: whether units that normalizations run over may go too, which is not exact.
     """
 
     rounds: int = 5
     limits: Limits = field(default_factory=Limits)
     refit: bool = False
     latency: bool = True
+    residual: bool = False
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise PlanError(f"--rounds {self.rounds} is out of range; give 1 or more.")
 
 
-def inspect(model: Graph | Path | str, data: object = None) -> Units:
+def inspect(model: Graph | Path | str, data: object = None, *, residual: bool = False) -> Units:
     """What can be pruned, what cannot, and why.
 
     Args:
         model: the model.
         data: samples, where sizes of symbolic axes have to come from them.
+        residual: whether units that normalizations run over are groups too.
     """
-    return Run(model, data, Feeding(device="cpu"), quiet).units
+    return Run(model, data, Feeding(device="cpu"), quiet, residual=residual).units
 
 
 def score(
@@ -98,6 +101,7 @@ def score(
     ranking: Ranking | None = None,
     feeding: Feeding | None = None,
     progress: Progress | None = None,
+    residual: bool = False,
 ) -> Scored:
     """Scores every unit of a model.
 
@@ -107,8 +111,9 @@ def score(
         ranking: how.
         feeding: how data are taken.
         progress: called as work goes on.
+        residual: whether units that normalizations run over are scored too.
     """
-    run = Run(model, data, feeding or Feeding(), progress or quiet)
+    run = Run(model, data, feeding or Feeding(), progress or quiet, residual=residual)
     moments = run.calibrate(run.graph)
     run.fold(moments)
     return Scored(run.units, moments, run.score(moments, {}, ranking or Ranking()), run.notes)
@@ -141,7 +146,7 @@ def prune(
         VerificationError: the compact model differs from the masked original.
     """
     ranking, method = ranking or Ranking(), method or Method()
-    run = Run(model, data, feeding or Feeding(), progress or quiet)
+    run = Run(model, data, feeding or Feeding(), progress or quiet, residual=method.residual)
     whole = Scores("", {name: np.arange(group.size, dtype=float) for name, group in run.units.groups.items()})
     select(run.units, whole, budget, method.limits)  # an impossible budget shall fail before any work
     keep: dict[str, np.ndarray] = {}
@@ -158,7 +163,7 @@ def prune(
     assert first is not None
     assert plan is not None
     report = Report(run.cost({}, run.graph), run.cost(keep, compact), unrefit=run.quality(compact))
-    notes = list(run.notes)
+    notes = [*run.notes, *([_inexact(method)] if plan.inexact else [])]
     if method.refit:
         compact, nodes = run.refit(plan, compact)
         run.check_finite(compact)
@@ -175,6 +180,15 @@ def prune(
     return Pruned(compact, replace(plan, merged=run.merged(keep)), report, first)
 
 
+def _inexact(method: Method) -> str:
+    """What to say where normalizations lost positions."""
+    advice = "" if method.refit else "refit it with --refit, and "
+    return (
+        "The residual width is pruned: normalizations run over fewer channels, so the compact model is not the masked "
+        f"original, and its outputs change more than otherwise; {advice}train it with onnxprune recover."
+    )
+
+
 def _part(budget: Budget, done: float) -> Budget:
     """The budget of a round: the share that is to be gone after it."""
     share = 1 - (1 - budget.share) * done if budget.kind == "macs" else budget.share * done
@@ -189,6 +203,7 @@ def _settings(budget: Budget, ranking: Ranking, method: Method, run: Run) -> dic
         "limits": asdict(method.limits),
         "rounds": method.rounds,
         "refit": method.refit,
+        "residual": method.residual,
         "data": run.data.source,
         "samples": run.feeding.samples,
     }
@@ -234,7 +249,7 @@ def compare(
         ModelError: the two do not have the same inputs and outputs.
     """
     feeding, progress = feeding or Feeding(batch=1), progress or quiet
-    runs = [Run(model, data, replace(feeding, samples=0), progress, threads) for model in (before, after)]
+    runs = [Run(model, data, replace(feeding, samples=0), progress, threads=threads) for model in (before, after)]
     if runs[0].graph.inputs != runs[1].graph.inputs or runs[0].graph.outputs != runs[1].graph.outputs:
         raise ModelError("the two models have different inputs or outputs, so they cannot be compared.")
     costs = [measure.cost(run.graph, run.sample) for run in runs]

@@ -17,6 +17,15 @@ from onnxprune.files import replacing, write
 CRITERIA = ("spectral", "random", "magnitude", "magnitude-l1", "activation", "wanda", "variance", "reconstruction")
 """Names of the criteria that units are ranked by; `scoring` says what each of them computes."""
 
+NOT_EXACT = "not exact: normalizations run over it"
+"""What a reader is told of a group that is not exact."""
+
+
+def reference(*, exact: bool) -> str:
+    """What a compact model must equal, in a reader's words: where not all is exact, a mask alone would not do."""
+    return "the masked original" + ("" if exact else " whose normalizations run over what is kept")
+
+
 KeptIndices = Mapping[int, tuple[int, ...]]
 
 
@@ -76,10 +85,13 @@ class States:
     Attributes:
         site: the site.
         unit_of: (features,) int, the unit that each feature belongs to, -1 for features of other groups.
+        rows: (features, repeats) int, for units of several features the positions of the first reader's axis that each
+            feature comes to; units are compared in what that reader makes of them. None where they are compared here.
     """
 
     site: Site
     unit_of: np.ndarray
+    rows: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +128,7 @@ class Group:
         pre: states before the first nonlinearity.
         post: states that the readers contract.
         instead_of: the group that is pruned by default where both cut the same positions, or "".
+        exact: whether the model without some of the units is the masked one; not so where statistics run over them.
     """
 
     name: str
@@ -126,6 +139,7 @@ class Group:
     pre: tuple[States, ...]
     post: tuple[States, ...]
     instead_of: str = ""
+    exact: bool = True
 
     @property
     def linear(self) -> bool:
@@ -255,7 +269,9 @@ class Plan:
         numbers: integers that follow the sizes.
         frozen: tensors computed from sizes that become constants, with the shape and the values they had.
         copies: constants that the file shares between uses, and which the compact model holds apart.
+        periods: sizes of the activation axes on which the kept indices repeat, such as the heads of batch x heads.
         merged: units that were removed because another unit is equal to them, by group: {unit: its equal}.
+        inexact: first outputs of the nodes whose statistics run over the kept positions alone.
         settings: how the plan was made.
     """
 
@@ -266,7 +282,9 @@ class Plan:
     numbers: tuple[Written, ...]
     frozen: Mapping[str, Frozen]
     copies: Mapping[str, str]
+    periods: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     merged: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    inexact: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
@@ -285,7 +303,9 @@ class Plan:
                 "numbers": [asdict(number) for number in self.numbers],
                 "frozen": {name: asdict(frozen) for name, frozen in self.frozen.items()},
                 "copies": dict(self.copies),
+                "periods": {name: {str(axis): n for axis, n in by.items()} for name, by in self.periods.items()},
                 "merged": {g: {str(a): b for a, b in units.items()} for g, units in self.merged.items()},
+                "inexact": list(self.inexact),
                 "settings": dict(self.settings),
             },
             indent=1,
@@ -319,7 +339,9 @@ class Plan:
                 tuple(Written(**number) for number in data["numbers"]),
                 {name: Frozen(**frozen) for name, frozen in data["frozen"].items()},
                 data["copies"],
+                {name: {int(axis): n for axis, n in by.items()} for name, by in data["periods"].items()},
                 {g: {int(a): b for a, b in units.items()} for g, units in data["merged"].items()},
+                tuple(data["inexact"]),
                 data["settings"],
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

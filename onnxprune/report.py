@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from onnxprune.findings import GroupRow, Latency, Quality, Report
-from onnxprune.records import Group, Scores
+from onnxprune.records import NOT_EXACT, Group, Scores, reference
 from onnxprune.units import Units
 
 
@@ -65,7 +65,7 @@ def summary(report: Report) -> str:
     if quality:
         lines.append(f"Outputs: {quality.samples:,} samples of {quality.source}.")
     if report.verified is not None:
-        lines.append(f"Verified: equal to the masked original, largest difference {report.verified:.1e}.")
+        lines.append(f"Verified: equal to {reference(exact=report.exact)}, largest difference {report.verified:.1e}.")
     return "\n".join([*lines, *report.notes])
 
 
@@ -169,7 +169,10 @@ def _ends(group: Group) -> list[str]:
 def _remark(group: Group) -> str:
     if group.instead_of:
         return f"shares positions with {group.instead_of}; pruned only when named by --only"
-    return "no nonlinearity between its writers and readers" if group.linear else ""
+    remarks = ["no nonlinearity between its writers and readers"] if group.linear else []
+    if not group.exact:
+        remarks.append(NOT_EXACT)
+    return "; ".join(remarks)
 
 
 def scored(units: Units, scores: Scores) -> str:
@@ -201,6 +204,7 @@ def inspection_json(units: Units) -> str:
             "written_by": sorted({weight.tensor for weight in group.writers}),
             "read_by": sorted({weight.tensor for weight in group.readers}),
             "instead_of": group.instead_of or None,
+            "exact": group.exact,
         }
         for name, group in units.groups.items()
     }

@@ -16,7 +16,7 @@ from onnxprune.exact import Exact, find_exact, fold
 from onnxprune.findings import Cost, GroupRow, Latency, Quality
 from onnxprune.graph import Graph, load
 from onnxprune.moments import calibrate, spread
-from onnxprune.records import CRITERIA, Batch, Moments, Plan, Scores
+from onnxprune.records import CRITERIA, NOT_EXACT, Batch, Moments, Plan, Scores
 from onnxprune.refit import refit
 from onnxprune.runtime import Session
 from onnxprune.scoring import score as score_units
@@ -99,14 +99,21 @@ class Run:
     """A model with its units and data, and the steps that the commands share."""
 
     def __init__(
-        self, model: Graph | Path | str, data: object, feeding: Feeding, progress: Progress, threads: int = 0
+        self,
+        model: Graph | Path | str,
+        data: object,
+        feeding: Feeding,
+        progress: Progress,
+        *,
+        threads: int = 0,
+        residual: bool = False,
     ) -> None:
         self.graph, self.feeding, self.progress = as_graph(model), feeding, progress
         self.session = Session(self.graph.message(), device=feeding.device, threads=threads)
         take = partial(load_data, session=self.session, limit=feeding.samples or None, size=feeding.batch)
         given = take(data) if data is not None else None
         self.sample = given.first(2).feeds if given else None
-        self.units = find_units(self.graph, self.sample)
+        self.units = find_units(self.graph, self.sample, residual=residual)
         shapes = {name: tuple(a.size for a in self.units.structure.axes[name]) for name in self.graph.inputs}
         self.data = given or take(None, shapes=shapes)
         self.notes = () if given else (NOT_TRUSTED,)
@@ -282,7 +289,7 @@ class Run:
         group, exact = self.units.groups[name], self.exact.get(name, Exact())
         values = scores.by_group[name][np.isfinite(scores.by_group[name])]
         span = (float(values.min()), float(values.max())) if len(values) else None
-        remarks = [scores.notes.get(name, "")]
+        remarks = [scores.notes.get(name, ""), "" if group.exact else NOT_EXACT]
         for count, word in ((exact.dead, "dead"), (exact.constant, "constant"), (exact.twin, "duplicate")):
             remarks.append(f"{len(count)} {word}" if count else "")
         if name not in keep:
@@ -291,4 +298,5 @@ class Run:
         elif keep[name].all():
             remarks.append("the budget was met without it")
         kept = int(keep[name].sum()) if name in keep else group.size
-        return GroupRow(name, group.kind, group.size, kept, span, "; ".join(filter(None, remarks)))
+        note = "; ".join(filter(None, remarks))
+        return GroupRow(name, group.kind, group.size, kept, span, note, group.exact)

@@ -67,7 +67,9 @@ class Evidence:
             second = self.moments.second[site][np.ix_(columns, columns)]
             second /= self.moments.count[site]
             mean = self.moments.total[site][columns] / self.moments.count[site]
-            metric = self._metric(len(columns)) if len(columns) > len(self.kept) else 1
+            metric: np.ndarray | float = 1.0
+            if len(columns) > len(self.kept):
+                metric = np.eye(len(columns)) if states.rows is None else self._metric(states.rows[columns])
             gram += blocks @ (second * metric) @ blocks.T
             second -= np.outer(mean, mean)
             covariance += blocks @ (second * metric) @ blocks.T
@@ -80,11 +82,11 @@ class Evidence:
         shape = len(self.kept), len(columns)
         return columns, sparse.csr_array((np.ones(len(columns)), (rows, np.arange(len(columns)))), shape)
 
-    def _metric(self, size: int) -> np.ndarray:
-        """Inner products of the rows of the first reader: units of several features are compared where they meet."""
+    def _metric(self, rows: np.ndarray) -> np.ndarray:
+        """Inner products of what the first reader makes of features: units of several are compared where they meet."""
         reader = self.group.readers[0]
-        rows = _rows(self.weights[reader.tensor], reader.axis)[np.isin(reader.unit_of, self.kept)]
-        return rows @ rows.T if len(rows) == size else np.eye(size)
+        weight = _rows(self.weights[reader.tensor], reader.axis)[rows].sum(axis=1)  # (features, everything else)
+        return weight @ weight.T
 
     def writer_norms(self, order: int) -> np.ndarray:
         """(n,) norms of the weights that write each unit."""

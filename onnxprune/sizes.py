@@ -78,6 +78,15 @@ def sizes_in(term: Term) -> Iterator[Size]:
             yield from sizes_in(arg)
 
 
+def factors(term: Term) -> Iterator[Term]:
+    """What a term is the product of: itself where it is none."""
+    if isinstance(term, Computed) and term.op == "Mul":
+        for arg in term.args:
+            yield from factors(arg)
+    else:
+        yield term
+
+
 def is_fixed(term: Term) -> bool:
     """Whether a term is the same for all inputs of the model."""
     return not isinstance(term, Unknown) and not any(size.varying for size in sizes_in(term))
@@ -176,14 +185,37 @@ def _arithmetic(op: str, function: Callable[..., float]) -> Callable[..., np.nda
     return rule
 
 
+def _comparison(op: str, function: Callable[[float, float], bool]) -> Callable[..., np.ndarray]:
+    """A comparison; that of a size with a negative number, as in "is it -1?", is the same for all inputs."""
+    compared = _arithmetic(op, function)
+
+    def settled(term: Term) -> Term:
+        if isinstance(term, Computed) and any(isinstance(arg, Literal) and arg.value < 0 for arg in term.args):
+            return Literal(term.value) if any(map(_never_negative, term.args)) else term
+        return term
+
+    def rule(attrs: Mapping[str, Any], *inputs: np.ndarray | None) -> np.ndarray:
+        terms = compared(attrs, *inputs)
+        return _array(map(settled, terms.ravel()), terms.shape)
+
+    return rule
+
+
+def _never_negative(term: Term) -> bool:
+    """Whether a term is a size, or made of sizes in a way that cannot fall below zero."""
+    if isinstance(term, Computed):
+        return term.op in ("Add", "Mul", "Max", "Min") and all(map(_never_negative, term.args))
+    return isinstance(term, Size) or (isinstance(term, Literal) and term.value >= 0)
+
+
 def _divide(a: float, b: float) -> float:
     return int(a / b) if isinstance(a, int) and isinstance(b, int) else a / b
 
 
 def _where(attrs: Mapping[str, Any], condition: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    condition, x, y = np.broadcast_arrays(condition, x, y)
-    picks = ints(condition)
-    return _array((a if c else b for c, a, b in zip(picks, x.ravel(), y.ravel(), strict=True)), x.shape)
+    picks = zip(*(terms.ravel() for terms in np.broadcast_arrays(condition, x, y)), strict=True)
+    chosen = [(a if value_of(c) else b) if is_fixed(c) else UNKNOWN for c, a, b in picks]
+    return _array(chosen, np.broadcast_shapes(condition.shape, x.shape, y.shape))
 
 
 def _cast(attrs: Mapping[str, Any], x: np.ndarray) -> np.ndarray:
@@ -302,11 +334,11 @@ _RULES: dict[str, Callable[..., np.ndarray | list[np.ndarray]]] = {
     "Round": _arithmetic("Round", np.round),
     "Max": _arithmetic("Max", max),
     "Min": _arithmetic("Min", min),
-    "Equal": _arithmetic("Equal", operator.eq),
-    "Less": _arithmetic("Less", operator.lt),
-    "LessOrEqual": _arithmetic("LessOrEqual", operator.le),
-    "Greater": _arithmetic("Greater", operator.gt),
-    "GreaterOrEqual": _arithmetic("GreaterOrEqual", operator.ge),
+    "Equal": _comparison("Equal", operator.eq),
+    "Less": _comparison("Less", operator.lt),
+    "LessOrEqual": _comparison("LessOrEqual", operator.le),
+    "Greater": _comparison("Greater", operator.gt),
+    "GreaterOrEqual": _comparison("GreaterOrEqual", operator.ge),
     "And": _arithmetic("And", lambda a, b: a and b),
     "Or": _arithmetic("Or", lambda a, b: a or b),
     "Not": _arithmetic("Not", operator.not_),

@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onnxprune import sizes
-from onnxprune.axes import Extent, Layout, dim, extent, leaves, pin, times, unify
+from onnxprune.axes import Extent, Layout, dim, extent, leaves, pin, runs, times, unify
 from onnxprune.graph import Graph, captured_names
 from onnxprune.observation import Observation
 from onnxprune.records import Kept
 from onnxprune.rules import find_rule
-from onnxprune.rules.base import Counts, Entry, Fact, Node, Pinned, Refusal, Same, Tensor, Work, mentioned
+from onnxprune.rules.base import (
+    Called,
+    Counts,
+    Entry,
+    Fact,
+    Node,
+    Normalized,
+    Pinned,
+    Refusal,
+    Same,
+    Tensor,
+    Work,
+    mentioned,
+)
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
+
+
+OVERRIDES_SINCE = 11
+"""The first opset with ScatterElements, which puts a number in on the way to a node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +73,8 @@ class Number:
     Attributes:
         node: the first output of the node that is steered.
         entry: where the node has it.
-        place: where it must be written, if the node has it from an input.
+        place: where it must be written, if the node has it from an input; None there where a number has to be put in
+            on the way to the node.
         axis: the layout whose positions it counts.
         upto: how many of them, all when None.
         when: axes that make it necessary to write it, although it has the same value: the model computes it from
@@ -81,10 +99,13 @@ class Structure:
         uses: weights that read or write units.
         numbers: integers that follow sizes.
         work: per node, the layouts whose sizes multiply to its multiply-accumulates for one batch.
+        kinds: what units of an axis are, in the reader's words.
+        normalized: per node by its first output, the layouts that its statistics run over, where that pins nothing.
         constant: tensors that are constants or computed from constants alone.
         linear: first outputs of nodes whose operator is linear in its data.
         computed: values of tensors that are computed but the same for all inputs, so that they could be constants.
         values: tensors that use sizes as values; they become constants when one of these axes loses positions.
+        varying: the (tensor, axis) pairs whose size depends on the sizes of the inputs.
         batch: samples in the observed batch, by which `work` is divided.
     """
 
@@ -93,10 +114,13 @@ class Structure:
     uses: list[Use] = field(default_factory=list)
     numbers: list[Number] = field(default_factory=list)
     work: dict[str, tuple[Layout, ...]] = field(default_factory=dict)
+    kinds: list[tuple[Layout, str]] = field(default_factory=list)
+    normalized: dict[str, tuple[Layout, ...]] = field(default_factory=dict)
     constant: set[str] = field(default_factory=set)
     linear: set[str] = field(default_factory=set)
     computed: dict[str, np.ndarray] = field(default_factory=dict)
     values: dict[str, list[Layout]] = field(default_factory=dict)
+    varying: frozenset[tuple[str, int]] = frozenset()
     batch: int = 1
 
 
@@ -122,31 +146,32 @@ def label(node: gs.Node) -> str:
     return str(node.name or next((tensor.name for tensor in node.outputs if tensor.name), node.op))
 
 
-def infer(graph: Graph, observation: Observation) -> Structure:
+def infer(graph: Graph, observation: Observation, *, residual: bool = False) -> Structure:
     """Finds the layout of every axis of a model.
 
     Args:
         graph: the model.
         observation: the shapes of its tensors.
+        residual: whether axes that statistics run over are free, as those of a residual stream under normalization.
 
     Raises:
         AssertionError: a rule states that two axes of different sizes are one, which is a fault of the rule.
     """
-    return _Inference(graph, observation).run()
+    return _Inference(graph, observation, residual).run()
 
 
 class _Inference:
     """One pass over a graph; holds what the steps share."""
 
-    def __init__(self, graph: Graph, observation: Observation) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, observation: Observation, residual: bool) -> None:
+        self.graph, self.residual = graph, residual
         self.shapes = observation.shapes
         self.types = observation.types
         self.varying: dict[str, frozenset[int]] = {}
         for name, axis in observation.varying:
             self.varying[name] = self.varying.get(name, frozenset()) | {axis}
         axes = {name: tuple(dim(size) for size in shape) for name, shape in observation.shapes.items()}
-        self.out = Structure(graph, axes)
+        self.out = Structure(graph, axes, varying=observation.varying)
         self.place = {id(axis): (name, i) for name, tensor in axes.items() for i, axis in enumerate(tensor)}
         self.terms: dict[str, np.ndarray] = {}
         self.counts: list[tuple[gs.Node, Counts]] = []
@@ -182,6 +207,12 @@ class _Inference:
         ):
             for name in names:
                 self._pin(self.out.axes.get(name, ()), because, name)
+
+        for names in _equal_weights(self.graph):
+            why = Kept("it is stored twice with other axes", names[0])
+            for name in names[1:]:
+                for a, b in zip(self.out.axes[names[0]], self.out.axes[name], strict=True):
+                    unify(a, b, why)
 
     def _pin(self, axes: Iterable[Layout], because: str, node: str) -> bool:
         return any([pin(axis, Kept(because, node)) for axis in axes])
@@ -248,10 +279,15 @@ class _Inference:
             unify(fact.a, fact.b, why)
             if fact.role:
                 self._note_use(node, fact)
-        elif isinstance(fact, Pinned):
+        elif isinstance(fact, Normalized) and self.residual:
+            output = node.outputs[0].name
+            self.out.normalized[output] = (*self.out.normalized.get(output, ()), fact.axis)
+        elif isinstance(fact, Pinned | Normalized):
             pin(fact.axis, Kept(fact.because, label(node)))
         elif isinstance(fact, Counts):
             self.counts.append((node, fact))
+        elif isinstance(fact, Called):
+            self.out.kinds.append((fact.axis, fact.kind))
         elif isinstance(fact, Work):
             self.out.work[node.outputs[0].name] = fact.axes
 
@@ -277,39 +313,85 @@ class _Inference:
             self._pin(axes, because, name)
 
     def _settle_numbers(self) -> None:
-        """Finds out which integers must be written; pins the axes that some integer could not follow."""
+        """Finds out which integers must be written; pins the axes that some integer could not follow.
+
+        A literal that nodes read with different meanings, such as a width in a Concat of sizes that the Reshapes of
+        several layers share, stays; each of these nodes then has its own number put in on the way to it.
+        """
         settled = False
         while not settled:
-            settled = True
-            self.out.numbers = []
-            written: dict[sizes.Place, Number] = {}
-            for node, fact in self.counts:
-                number, pinned = self._number(node, fact)
-                settled &= not pinned
-                if number is None:
-                    continue
-                self.out.numbers.append(number)
-                other = written.setdefault(number.place, number) if number.place else number
-                if _meaning(other) != _meaning(number):
+            found = [(*self._number(node, fact), node) for node, fact in self.counts]
+            settled = not any(pinned for _, pinned, _ in found)
+            meanings = self._meanings()
+            shared = {place for place, taken in meanings.items() if len(taken) > 1}
+            numbers = [(number, node) for number, _, node in found if number is not None]
+            for number, node in numbers:
+                if number.place in shared and not self._may_override(node, number.entry):
                     because = f"{node.op} shares a number with another node"
-                    settled &= not self._pin([number.axis, other.axis], because, label(node))
+                    settled &= not self._pin([number.axis], because, label(node))
+        self.out.numbers = [replace(n, place=None) if n.place in shared else n for n, _ in numbers]
+
+    def _may_override(self, node: gs.Node, entry: Entry) -> bool:
+        """Whether another number can be put into an input of a node, which must be a vector for that."""
+        name = node.inputs[entry.input].name
+        kind = self.graph.constants[name].dtype if name in self.graph.constants else self.types.get(name)
+        return entry.fixed and self.graph.opset() >= OVERRIDES_SINCE and self.terms[name].ndim == 1 and kind == np.int64
+
+    def _meanings(self) -> dict[sizes.Place, set[Any]]:
+        """What the nodes that read a literal take it for."""
+        meanings: dict[sizes.Place, set[Any]] = defaultdict(set)
+        for node, fact in self.counts:
+            if fact.entry.input is not None and fact.entry.stated:
+                term, fact = self._narrowed(node, fact)
+                if isinstance(term, sizes.Literal | sizes.Computed) and term.place:
+                    meanings[term.place].add((fact.upto, tuple(sorted(extent(fact.axis).items()))))
+        for name, _ in self.steering:
+            for term in self.terms[name].ravel():
+                if isinstance(term, sizes.Literal | sizes.Computed) and term.place:
+                    meanings[term.place].add("a value")
+        return meanings
 
     def _number(self, node: gs.Node, fact: Counts) -> tuple[Number | None, bool]:
         """The integer of a fact if it has to be written, and whether something had to be pinned for want of a way."""
-        entry = fact.entry
-        if entry.input is None or not entry.stated:
-            number = Number(node.outputs[0].name, entry, None, fact.axis, fact.upto, fact.when)
-            return (number if _is_free(fact.axis) or not entry.stated else None), False
-        term = self.terms[node.inputs[entry.input].name].ravel()[entry.index]
+        if fact.entry.input is None or not fact.entry.stated:
+            number = Number(node.outputs[0].name, fact.entry, None, fact.axis, fact.upto, fact.when)
+            return (number if _is_free(fact.axis) or not fact.entry.stated else None), False
+        term, fact = self._narrowed(node, fact)
         sources = self._sources(term)
         if not any(map(_is_free, (fact.axis, *sources))):
             return None, False
         if fact.upto is None and not isinstance(term, sizes.Literal) and self._extent(term) == extent(fact.axis):
             return None, False
-        if isinstance(term, sizes.Literal | sizes.Computed) and term.place:
-            return Number(node.outputs[0].name, entry, term.place, fact.axis, fact.upto, sources), False
+        place = term.place if isinstance(term, sizes.Literal | sizes.Computed) else None
+        if place or self._may_override(node, fact.entry):
+            return Number(node.outputs[0].name, fact.entry, place, fact.axis, fact.upto, sources), False
         because = f"{node.op} has a size of it from a computation that would not follow"
         return None, self._pin([fact.axis, *sources], because, label(node))
+
+    def _narrowed(self, node: gs.Node, fact: Counts) -> tuple[sizes.Term, Counts]:
+        """A number and what it counts; of batch x 12, or a size divided by 12, only the 12, which counts the heads."""
+        assert fact.entry.input is not None
+        term = self.terms[node.inputs[fact.entry.input].name].ravel()[fact.entry.index]
+        if sizes.is_fixed(term):
+            return term, fact
+        match term:
+            case sizes.Computed("Div", (sizes.Size() as size, sizes.Literal() as divisor)) if divisor.place:
+                for counted, left in runs(self.out.axes[size.tensor][size.axis]):
+                    if counted.size == divisor.value and extent(left) == extent(fact.axis):
+                        return divisor, _counting(fact, divisor, counted)
+        factors = list(sizes.factors(term))
+        for literal in factors:
+            if not isinstance(literal, sizes.Literal) or not literal.place:
+                continue
+            others = [self._extent(other) for other in factors if other is not literal]
+            if any(other is None for other in others):
+                continue
+            one: Extent = Counter({(): 1})
+            rest = reduce(times, (other for other in others if other is not None), one)
+            for counted, left in runs(fact.axis):
+                if counted.size == literal.value and extent(left) == rest:
+                    return literal, _counting(fact, literal, counted)
+        return term, fact
 
     def _sources(self, term: sizes.Term) -> tuple[Layout, ...]:
         """The axes from whose sizes a number is computed."""
@@ -339,15 +421,31 @@ def _parts(fact: Fact) -> Iterator[Layout]:
     """The layouts that a fact speaks of."""
     if isinstance(fact, Same):
         yield from (fact.a, fact.b)
-    elif isinstance(fact, Work):
-        return  # counting an operation is no statement about what may happen to an axis
+    elif isinstance(fact, Work | Called):
+        return  # counting and naming are no statements about what may happen to an axis
     else:
         yield fact.axis
+
+
+def _counting(fact: Counts, literal: sizes.Literal, axis: Layout) -> Counts:
+    """The same fact of a literal that another number is computed from."""
+    return replace(fact, entry=replace(fact.entry, value=literal.value, fixed=False), axis=axis)
 
 
 def _is_free(layout: Layout) -> bool:
     return any(leaf.kept is None for leaf in leaves(layout))
 
 
-def _meaning(number: Number) -> Any:
-    return number.upto, sorted(extent(number.axis).items())
+def _equal_weights(graph: Graph) -> Iterator[list[str]]:
+    """Weights of two axes or more with the same content, but for uniform ones: exporters fold a shared one per use."""
+    alike: dict[Any, list[str]] = defaultdict(list)
+    for name, array in graph.constants.items():
+        if sum(size > 1 for size in array.shape) > 1 and name not in graph.copies and array.dtype.kind not in "biuSUO":
+            alike[array.shape, array.dtype, array.ravel()[:: max(1, array.size // 64)].tobytes()].append(name)
+    for names in alike.values():
+        while len(names) > 1:
+            first = graph.constants[names[0]]
+            equal = [name for name in names if np.array_equal(graph.constants[name], first)]
+            if len(equal) > 1 and first.min() != first.max():
+                yield equal
+            names = [name for name in names if name not in equal and name != names[0]]

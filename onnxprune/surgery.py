@@ -3,6 +3,10 @@
 `remove` and `mask` share nothing but the plan. `remove` compresses constants along their axes and brings the numbers up
 to date that count positions. `mask` leaves the model as it is and sets removed positions to zero behind every node that
 holds some; what it computes is what the compact model must compute.
+
+Where statistics run over removed positions (`plan.inexact`), zeros would take part in them, and nothing that is masked
+computes what the compact model does. There the reference is the original in which these nodes alone see the kept
+positions: their inputs are gathered, their results put back between zeros, and everything else stays masked.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import numpy as np
 
 from onnxprune.errors import PlanError, VerificationError
 from onnxprune.graph import Graph
-from onnxprune.records import KeptIndices, Plan, Written
+from onnxprune.records import KeptIndices, Plan, Written, reference
 from onnxprune.runtime import Feeds, Session
 from onnxprune.units import Units
 from onnxprune.writing import Message
@@ -54,7 +58,10 @@ def remove(graph: Graph, plan: Plan) -> Graph:
         for axis, kept in axes.items():
             array = np.take(array, kept, axis)
         values[name] = array
-    sizes = {name: {axis: len(kept) for axis, kept in axes.items()} for name, axes in plan.activations.items()}
+    sizes = {
+        name: {axis: None if axis in plan.periods.get(name, {}) else len(kept) for axis, kept in axes.items()}
+        for name, axes in plan.activations.items()
+    }
     out = graph.with_constants(values).with_shapes(sizes).with_frozen(frozen)
     for node in out.nodes:
         _write_numbers(node, by_node.get(node.outputs[0].name, []), out)
@@ -62,7 +69,7 @@ def remove(graph: Graph, plan: Plan) -> Graph:
 
 
 def _write_numbers(node: gs.Node, numbers: list[Written], graph: Graph) -> None:
-    """Brings attributes up to date, and adds the input of numbers that were implied so far."""
+    """Brings attributes up to date, adds the input of numbers that were implied, overrides numbers that are shared."""
     attributes: dict[str, list[Written]] = defaultdict(list)
     added: dict[int, list[Written]] = defaultdict(list)
     for number in numbers:
@@ -80,6 +87,9 @@ def _write_numbers(node: gs.Node, numbers: list[Written], graph: Graph) -> None:
                 new[entry.index] = entry.value
             node.attrs[name] = new
     for index, entries in added.items():
+        if index < len(node.inputs) and node.inputs[index].name:
+            graph.override(node, index, {entry.index: entry.value for entry in entries})
+            continue
         values = [entry.value for entry in sorted(entries, key=lambda entry: entry.index)]
         graph.add_input(node, index, np.array(values, np.int64))
         node.attrs.pop("num_outputs", None)  # Split has either
@@ -116,29 +126,105 @@ def _mask_nodes(model: onnx.ModelProto, units: Units, plan: Plan) -> None:
     types = {info.name: info.type.tensor_type.elem_type for info in inferred.value_info}
     nodes = []
     for node in model.graph.node:
-        nodes.append(node)
+        narrow = node.output[0] in plan.inexact
+        nodes += [*(_gathered(node, units, plan, model.graph) if narrow else ()), node]
         for i, name in enumerate(node.output):
             if name not in plan.activations:
                 continue
             node.output[i] = hidden = f"{name}:whole"
             shape = [axis.size for axis in units.structure.axes[name]]
+            if narrow:
+                node.output[i] = f"{name}:kept"
+                spread = {axis: _spread(kept, shape[axis]) for axis, kept in plan.activations[name].items()}
+                nodes += _taken(node.output[i], hidden, spread, model.graph)
             kind = types.get(name, TensorProto.FLOAT)
-            mask = _mask_array(shape, plan.activations[name])
+            periods = plan.periods.get(name, {})
+            static = {axis: kept for axis, kept in plan.activations[name].items() if axis not in periods}
+            mask = _mask_array(shape, static)
             if units.graph.opset() < 9:  # Where came with opset 9
                 mask = mask.astype(helper.tensor_dtype_to_np_dtype(kind))
-            keep = numpy_helper.from_array(mask, f"{name}:keep")
-            model.graph.initializer.append(keep)
+            keep = f"{name}:keep"
+            model.graph.initializer.append(numpy_helper.from_array(mask, keep))
+            for axis, period in periods.items():
+                repeated = _mask_array([period], {0: plan.activations[name][axis]})
+                made, constants = _repeated(repeated, hidden, axis, len(shape))
+                nodes += [*made, helper.make_node("And", [keep, made[-1].output[0]], [f"{keep}:{axis}"])]
+                model.graph.initializer.extend(constants)
+                keep = f"{keep}:{axis}"
             if units.graph.opset() < 9:
-                nodes.append(helper.make_node("Mul", [hidden, keep.name], [name]))
+                nodes.append(helper.make_node("Mul", [hidden, keep], [name]))
             elif kind == TensorProto.BOOL:
-                nodes.append(helper.make_node("And", [hidden, keep.name], [name]))
+                nodes.append(helper.make_node("And", [hidden, keep], [name]))
             else:  # not a product, in which 0 x inf would stay
                 zero = helper.make_tensor(f"{name}:zero", kind, [], [0])
                 model.graph.initializer.append(zero)
-                nodes.append(helper.make_node("Where", [keep.name, hidden, zero.name], [name]))
+                nodes.append(helper.make_node("Where", [keep, hidden, zero.name], [name]))
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     model.graph.ClearField("value_info")
+
+
+def _repeated(
+    mask: np.ndarray, tensor: str, axis: int, rank: int
+) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """Nodes that repeat a mask along an axis whose size only the run knows, and the constants that they need.
+
+    Args:
+        mask: (period,) bool.
+        tensor: the tensor.
+        axis: the axis.
+        rank: how many axes the tensor has; the last node gives a mask that broadcasts over the others.
+    """
+    from onnx import helper, numpy_helper
+
+    name = f"{tensor}:{axis}"
+    shape = [-1 if i == axis else 1 for i in range(rank)]
+    values = {"mask": mask, "axis": axis, "zero": 0, "one": 1, "period": len(mask), "shape": shape}
+    constants = [
+        numpy_helper.from_array(np.asarray(value, bool if key == "mask" else np.int64), f"{name}:{key}")
+        for key, value in values.items()
+    ]
+    steps = [
+        ("Shape", [tensor], "sizes"),
+        ("Gather", [f"{name}:sizes", f"{name}:axis"], "size"),
+        ("Range", [f"{name}:zero", f"{name}:size", f"{name}:one"], "positions"),
+        ("Mod", [f"{name}:positions", f"{name}:period"], "places"),
+        ("Gather", [f"{name}:mask", f"{name}:places"], "flat"),
+        ("Reshape", [f"{name}:flat", f"{name}:shape"], "kept"),
+    ]
+    return [helper.make_node(op, inputs, [f"{name}:{made}"]) for op, inputs, made in steps], constants
+
+
+def _gathered(node: onnx.NodeProto, units: Units, plan: Plan, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Lets a node read the kept positions of its inputs alone; gives the nodes that take them."""
+    nodes = []
+    twin = next(n for n in units.graph.nodes if n.outputs[0].name == node.output[0])
+    for i, tensor in enumerate(twin.inputs):  # constants that the file shares have names of their own there
+        kept = plan.activations.get(tensor.name) or plan.initializers.get(tensor.name)
+        if kept:
+            name = f"{node.output[0]}:kept{i}"
+            nodes += _taken(node.input[i], name, kept, graph)
+            node.input[i] = name
+    return nodes
+
+
+def _taken(source: str, result: str, indices: KeptIndices, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Nodes that take positions of a tensor, axis by axis."""
+    from onnx import helper, numpy_helper
+
+    nodes = []
+    for i, (axis, positions) in enumerate(indices.items(), 1):
+        graph.initializer.append(numpy_helper.from_array(np.array(positions, np.int64), f"{result}:{axis}"))
+        output = result if i == len(indices) else f"{result}:{axis}taken"
+        nodes.append(helper.make_node("Gather", [source, f"{result}:{axis}"], [output], axis=axis))
+        source = output
+    return nodes
+
+
+def _spread(kept: tuple[int, ...], size: int) -> tuple[int, ...]:
+    """For each position of an axis where it lies among the kept ones; 0 for the others, which are masked anyway."""
+    alive = np.isin(np.arange(size), kept)
+    return tuple(np.maximum(np.cumsum(alive) - 1, 0).tolist())
 
 
 def _mask_array(shape: list[int], kept: KeptIndices) -> np.ndarray:
@@ -165,7 +251,7 @@ def check_plan(graph: Graph, plan: Plan) -> None:
 
 
 def verify(units: Units, plan: Plan, compact: Graph, feeds: Feeds, *, device: str = "cpu") -> float:
-    """Runs the compact model against the masked original.
+    """Runs the compact model against the masked original, in which normalizations run over what is kept.
 
     Args:
         units: the original.
@@ -190,8 +276,9 @@ def verify(units: Units, plan: Plan, compact: Graph, feeds: Feeds, *, device: st
         return max((_absolute(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
     name, difference = _first_difference(units, plan, compact, feeds)
     raise VerificationError(
-        f"the compact model differs from the masked original, first in tensor '{name}' (by {difference:.2g} relative "
-        f"to its largest value, {TOLERANCE:g} is allowed); nothing was written. Please report this with the model."
+        f"the compact model differs from {reference(exact=not plan.inexact)}, first in tensor '{name}' (by "
+        f"{difference:.2g} relative to its largest value, {TOLERANCE:g} is allowed); nothing was written. Please "
+        "report this with the model."
     )
 
 
@@ -221,7 +308,8 @@ def _first_difference(units: Units, plan: Plan, compact: Graph, feeds: Feeds) ->
     ]
     for name, whole, small in zip(names, *both, strict=True):
         for axis, kept in plan.activations.get(name, {}).items():
-            whole = np.take(whole, kept, axis)
+            period = plan.periods.get(name, {}).get(axis, whole.shape[axis])
+            whole = np.compress(np.isin(np.arange(whole.shape[axis]) % period, kept), whole, axis)
         if isinstance(whole, np.ndarray) and (difference := _difference(whole, small)) > TOLERANCE:
             return name, difference
     return compact.outputs[0], float("nan")

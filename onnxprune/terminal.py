@@ -66,6 +66,7 @@ def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
 model_argument = click.argument("model", type=click.Path(path_type=Path))
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of tables.")
 force = click.option("--force", is_flag=True, help="Replace files that exist.")
+residual = click.option("--residual", is_flag=True, help="Also the residual width under normalization: not exact.")
 feeding_options = options(
     click.option("--data", help="Samples: .npz, .npy, a folder of .npz, or script.py[:function]."),
     click.option("--samples", default=1024, show_default=True, help="Most samples to calibrate on."),

@@ -4,7 +4,8 @@ A leaf dim is free when no rule pinned it, a weight writes it and a weight reads
 such as pixels, tokens or table rows, are no units, although a dense layer behind them may have them on its weight.
 
 Where two free dims share an axis (heads x rows of a head, groups x channels of a group) their units overlap. Both are
-groups, but only one is pruned unless the other is asked for by name: the wider one, which cuts finer.
+groups, but only one is pruned unless the other is asked for by name: an exact one before one that is not, whole heads,
+since those save time in attention itself, and elsewhere the wider one, which cuts finer.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxprune.axes import (
-    Concat,
     Dim,
     Family,
     Layout,
     Product,
+    found_in,
     keep_mask,
     leaves,
+    pieces,
     product,
     resolve,
     same,
@@ -34,6 +36,7 @@ from onnxprune.errors import PlanError
 from onnxprune.graph import Graph
 from onnxprune.observation import observe
 from onnxprune.records import Frozen, Group, Kept, KeptAxis, Plan, Site, States, Weight, Written
+from onnxprune.rules.base import CHANNEL, HEAD, KINDS, NEURON
 from onnxprune.runtime import Feeds
 from onnxprune.states import by_feature
 from onnxprune.structure import Number, Structure, Use, infer
@@ -110,11 +113,16 @@ class Units:
                 raise PlanError(f"group '{name}' would lose all its {len(mask)} units; at least 1 must stay.")
         masks = self._masks({name: np.asarray(mask, bool) for name, mask in keep.items()})
         shrunk: dict[str, dict[int, tuple[int, ...]]] = {}
+        periods: dict[str, dict[int, int]] = {}
         for tensor, axes in self.structure.axes.items():
             for i, axis in enumerate(axes):
+                if (tensor, i) in self.structure.varying:
+                    axis = _period(axis, masks)
                 kept = keep_mask(axis, masks) if any(leaf in masks for leaf in leaves(axis)) else np.ones(0, bool)
                 if not kept.all():
                     shrunk.setdefault(tensor, {})[i] = tuple(np.flatnonzero(kept).tolist())
+                    if (tensor, i) in self.structure.varying:
+                        periods.setdefault(tensor, {})[i] = len(kept)
         constants = self.graph.constants
         numbers = tuple(_written(self.structure.numbers, masks))
         computed = self.structure.computed
@@ -135,8 +143,22 @@ class Units:
                 for name in sorted(frozen)
             },
             {copy: origin for copy, origin in sorted(self.graph.copies.items()) if copy in shrunk},
+            dict(sorted(periods.items())),
+            inexact=tuple(
+                output
+                for output, axes in sorted(self.structure.normalized.items())
+                if any(not keep_mask(axis, masks).all() for axis in axes)
+            ),
             settings=dict(settings or {}),
         )
+
+
+def _period(axis: Layout, masks: Mapping[Dim, np.ndarray]) -> Layout:
+    """What repeats on an axis of varying size: batch x heads is the heads, again and again."""
+    axis = resolve(axis)
+    factors = axis.factors if isinstance(axis, Product) else (axis,)
+    rest = itertools.dropwhile(lambda factor: not any(leaf in masks for leaf in leaves(factor)), factors)
+    return product(*rest)
 
 
 def _written(numbers: Iterable[Number], masks: Mapping[Dim, np.ndarray]) -> Iterator[Written]:
@@ -178,18 +200,20 @@ def units_along(axis: Layout, members: Sequence[Dim]) -> np.ndarray:
     return np.concatenate([np.zeros(0, int), *(units_along(piece, members) for piece in axis.pieces)])
 
 
-def find_units(graph: Graph, sample: Feeds | None = None) -> Units:
+def find_units(graph: Graph, sample: Feeds | None = None, *, residual: bool = False) -> Units:
     """Finds what can be pruned.
 
     Args:
         graph: the model.
         sample: an array for each input, where sizes of symbolic axes have to come from data.
+        residual: whether units that statistics run over, such as those of a residual stream under LayerNormalization,
+            are groups too, marked as not exact.
 
     Raises:
         ModelError: ONNX Runtime cannot load the model.
         DataError: sizes of symbolic axes could not be settled without data.
     """
-    structure = infer(graph, observe(graph, sample))
+    structure = infer(graph, observe(graph, sample), residual=residual)
     finder = _Finder(structure)
     return finder.units()
 
@@ -209,10 +233,18 @@ class _Finder:
             for i, axis in enumerate(axes):
                 for leaf in leaves(axis):
                     self.places[leaf].setdefault(tensor, i)
+        self.kinds: dict[Dim, str] = {}
+        for layout, kind in sorted(structure.kinds, key=lambda entry: -KINDS.index(entry[1])):
+            self.kinds |= dict.fromkeys(leaves(layout), kind)
+        self.overlaps: dict[tuple[Dim, Dim], None] = {}
+        for axes in structure.axes.values():
+            for axis in axes:
+                self.overlaps |= dict.fromkeys(_overlaps(resolve(axis)))
         self.readers_of: dict[str, list[gs.Node]] = defaultdict(list)
         for node in structure.graph.nodes:
             for tensor in node.inputs:
                 self.readers_of[tensor.name].append(node)
+        self.inexact = {leaf for axes in structure.normalized.values() for axis in axes for leaf in leaves(axis)}
 
     def units(self) -> Units:
         """The groups and everything around them."""
@@ -265,9 +297,12 @@ class _Finder:
             for use in self.uses["writes"][leaf]:
                 for site in self._before_nonlinearity(use, leaf) or post.values():
                     pre[site.key] = site
-        kind = "channel" if any("Conv" in weight.op for weight in writers) else "neuron"
+        exact = self.inexact.isdisjoint(members)
+        kind = self._kind(members, writers, readers) if exact else CHANNEL
         size = sum(leaf.size for leaf in members)
-        return Group(name, kind, size, writers, readers, self._states(pre, members), self._states(post, members))
+        after = self._states(post, members, readers[0], whole=True)
+        before = self._states(pre, members, readers[0]) or after
+        return Group(name, kind, size, writers, readers, before, after, "", exact)
 
     def _weights(self, role: str, members: list[Dim]) -> Iterator[Weight]:
         uses = {(use.output, use.weight, use.axis): use for leaf in members for use in self.uses[role][leaf]}
@@ -275,8 +310,35 @@ class _Finder:
             units = units_along(self.structure.axes[use.weight][use.axis], members)
             yield Weight(use.node, use.op, use.weight, use.axis, units, self._site(use.data, use.data_axis))
 
-    def _states(self, sites: Mapping[str, Site], members: list[Dim]) -> tuple[States, ...]:
-        return tuple(States(site, self._features_of(site, members)) for site in sites.values())
+    def _states(
+        self, sites: Mapping[str, Site], members: list[Dim], reader: Weight, *, whole: bool = False
+    ) -> tuple[States, ...]:
+        """The states at sites; without `whole`, of units of several features only those that a reader gets to see.
+
+        Queries and keys say what a head looks at, in coordinates of its own; its values are what it hands on.
+        """
+        found = []
+        for site in sites.values():
+            unit_of, rows = self._features_of(site, members), None
+            if np.bincount(unit_of[unit_of >= 0], minlength=1).max() > 1 and site.outer * site.inner == 1:
+                rows = self._rows(site, reader)
+                if rows is not None:
+                    unit_of = np.where(rows[:, 0] >= 0, unit_of, -1)
+                elif not whole:
+                    continue
+            found.append(States(site, unit_of, rows))
+        return tuple(found)
+
+    def _rows(self, site: Site, reader: Weight) -> np.ndarray | None:
+        """The positions on the axis of a reader that each feature comes to, -1 for those that do not: see `States`."""
+        seen = self.structure.axes[reader.tensor][reader.axis]
+        parts = [found_in(piece, seen) for piece in pieces(self.structure.axes[site.tensor][site.axis])]
+        sizes = [piece.size for piece in pieces(self.structure.axes[site.tensor][site.axis])]
+        repeats = {part.shape[1] for part in parts if part is not None}
+        if len(repeats) != 1:
+            return None
+        missing = [np.full((size, *repeats), -1) for size in sizes]
+        return np.concatenate([m if part is None else part for part, m in zip(parts, missing, strict=True)])
 
     def _features_of(self, site: Site, members: list[Dim]) -> np.ndarray:
         """The unit of each feature of a site."""
@@ -286,13 +348,12 @@ class _Finder:
     def _site(self, tensor: str, axis: int) -> Site:
         """The site of a tensor axis: positions that no weight writes, in front or behind, are samples."""
         layout = resolve(self.structure.axes[tensor][axis])
-        pieces: list[list[Layout]] = [
-            list(piece.factors) if isinstance(piece, Product) else [piece]
-            for piece in (layout.pieces if isinstance(layout, Concat) else (layout,))
+        parts: list[list[Layout]] = [
+            list(piece.factors) if isinstance(piece, Product) else [piece] for piece in pieces(layout)
         ]
-        tails = [product(*self._positions(factors[::-1])[::-1]) for factors in pieces]
+        tails = [product(*self._positions(factors[::-1])[::-1]) for factors in parts]
         inner = tails[0].size if all(same(tail, tails[0]) for tail in tails) else 1
-        heads = self._positions(pieces[0]) if len(pieces) == 1 else []
+        heads = self._positions(parts[0]) if len(parts) == 1 else []
         outer = product(*heads).size
         rank = len(self.structure.axes[tensor])
         return Site(tensor, axis, rank, layout.size // (outer * inner), outer, inner)
@@ -328,18 +389,35 @@ class _Finder:
         data = [t for t in node.inputs if t.name and t.name not in self.structure.constant]
         return len(data) < 2 or node.op in ("Add", "Sub", "Sum", "Mean", "Concat")
 
+    def _kind(self, members: list[Dim], writers: Sequence[Weight], readers: Sequence[Weight]) -> str:
+        """What a unit is, in the reader's words."""
+        kind = self.kinds.get(members[0], NEURON)
+        others = [b if a is members[0] else a for a, b in self.overlaps if members[0] in (a, b)]
+        heads = [leaf for leaf in others if self.kinds.get(leaf) == HEAD and not leaf.kept]
+        if kind == HEAD and heads:  # grouped queries: key-value heads are on more weights than what they are shared by
+            fewer = all(len(writers) < len(self.uses["writes"][leaf]) for leaf in heads)
+            return "query head of each key-value head" if fewer else "key-value head"
+        if kind == NEURON and heads:
+            return "value width of each head"
+        if kind == NEURON and all(self._same_stream(w, r) for w in writers for r in readers):
+            return "feed-forward unit"
+        return kind
+
+    def _same_stream(self, writer: Weight, reader: Weight) -> bool:
+        """Whether a dense layer gives back to the stream that the one before it took from."""
+        axes = self.structure.axes[writer.tensor], self.structure.axes[reader.tensor]
+        return len(axes[0]) == len(axes[1]) == 2 and same(axes[0][1 - writer.axis], axes[1][1 - reader.axis])
+
     def _alternatives(self, groups: Mapping[str, Group], of_leaf: Mapping[Dim, str]) -> dict[str, str]:
-        """For each group that overlaps a wider one on some axis, the wider one."""
+        """For each group that overlaps another on some axis and yields to it, the other one."""
         rivals: dict[str, set[str]] = defaultdict(set)
-        for axes in self.structure.axes.values():
-            for axis in axes:
-                for a, b in _overlaps(resolve(axis)):
-                    if a in of_leaf and b in of_leaf and of_leaf[a] != of_leaf[b]:
-                        rivals[of_leaf[a]].add(of_leaf[b])
-                        rivals[of_leaf[b]].add(of_leaf[a])
+        for a, b in self.overlaps:
+            if a in of_leaf and b in of_leaf and of_leaf[a] != of_leaf[b]:
+                rivals[of_leaf[a]].add(of_leaf[b])
+                rivals[of_leaf[b]].add(of_leaf[a])
         chosen: set[str] = set()
         instead: dict[str, str] = {}
-        for name in sorted(groups, key=lambda name: -groups[name].size):
+        for name in sorted(groups, key=lambda name: _preference(groups[name])):
             taken = [other for other in rivals[name] if other in chosen]
             if taken:
                 instead[name] = min(taken)
@@ -370,6 +448,12 @@ class _Finder:
         for name, array in graph.constants.items():
             if array.dtype.kind not in "biuSUO" and array.ndim and name not in graph.copies:
                 yield self.structure.axes[name]
+
+
+def _preference(group: Group) -> tuple[bool, bool, int, int]:
+    """Sorts groups that overlap: exact ones, heads, those on more weights before others, then the finer cut."""
+    head = group.kind in ("head", "key-value head", "query head of each key-value head")
+    return not group.exact, not head, -len(group.writers) if head else 0, -group.size
 
 
 def _overlaps(layout: Layout) -> Iterator[tuple[Dim, Dim]]:

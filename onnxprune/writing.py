@@ -131,9 +131,11 @@ def _write_nodes(
     model: onnx.ModelProto, graph: gs.Graph, constants: Mapping[str, np.ndarray], merged: Mapping[str, str]
 ) -> None:
     """Brings the source's nodes up to date: constants, inputs and attributes that surgery changed, dead nodes gone."""
-    from onnx import numpy_helper
+    from onnx import helper, numpy_helper
 
     living = {tuple(tensor.name for tensor in node.outputs): node for node in graph.nodes}
+    known = {name for proto in model.graph.node for name in proto.output}
+    added = {node.outputs[0].name: node for node in graph.nodes if node.outputs[0].name not in known}
     for i in range(len(model.graph.node) - 1, -1, -1):
         proto = model.graph.node[i]
         original = constant_of(proto)
@@ -147,6 +149,11 @@ def _write_nodes(
         else:
             proto.input[:] = [merged.get(tensor.name, tensor.name) for tensor in node.inputs]
             _write_attributes(proto, node.attrs)
+            for tensor in node.inputs:  # nodes that surgery added stand before the one that reads them
+                if tensor.name in added:
+                    new = added[tensor.name]
+                    names = [merged.get(x.name, x.name) for x in new.inputs]
+                    model.graph.node.insert(i, helper.make_node(new.op, names, [tensor.name], new.name))
 
 
 def _write_attributes(proto: onnx.NodeProto, attrs: Mapping[str, Any]) -> None:

@@ -8,7 +8,10 @@ steer it, and yields facts:
 - `produced(weight, result)`: the same, and the operator makes it: the weight writes the units;
 - `counts(entry, axis)`: an attribute or an integer input holds the size of an axis, or a position on it;
 - `pinned(axis, because)`: the axis must stay whole;
+- `normalized(axis, because)`: statistics run over the axis: it stays whole, unless whoever asks accepts that they then
+  run over the positions that are left, which is not what a mask computes;
 - `untouched(axis)`: the operator does not care, whatever happens to the axis;
+- `called(axis, kind)`: what a unit of the axis is, in the reader's words;
 - `work(*axes)`: the multiply-accumulates of the operator are the product of these sizes.
 
 An axis that no fact of the rule mentions is pinned, and so is every axis of an operator without a rule: ignorance costs
@@ -190,6 +193,14 @@ class Pinned:
 
 
 @dataclass(frozen=True, slots=True)
+class Normalized:
+    """An axis that statistics run over."""
+
+    axis: Layout
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
 class Untouched:
     """An axis that the operator does not care about."""
 
@@ -210,13 +221,24 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
+class Called:
+    """What a unit of an axis is, in the reader's words."""
+
+    axis: Layout
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """Multiply-accumulates: the product of sizes."""
 
     axes: tuple[Layout, ...]
 
 
-Fact = Same | Pinned | Untouched | Counts | Work
+HEAD, CHANNEL, NEURON = KINDS = ("head", "channel", "neuron")
+"""What units are, strongest first: a unit that several operators name goes by the strongest name."""
+
+Fact = Same | Pinned | Normalized | Untouched | Counts | Called | Work
 Rule = Callable[[Node], Iterator[Fact]]
 
 
@@ -240,6 +262,11 @@ def pinned(axis: Layout, because: str) -> Fact:
     return Pinned(axis, because)
 
 
+def normalized(axis: Layout, because: str) -> Fact:
+    """States that statistics run over an axis, which stays whole unless inexact groups are wanted."""
+    return Normalized(axis, because)
+
+
 def untouched(axis: Layout) -> Fact:
     """States that an operator does not care about an axis."""
     return Untouched(axis)
@@ -248,6 +275,11 @@ def untouched(axis: Layout) -> Fact:
 def counts(entry: Entry, axis: Layout, upto: int | None = None, when: tuple[Layout, ...] = ()) -> Fact:
     """States that an integer is the size of an axis, or how many positions come before position `upto`."""
     return Counts(entry, axis, upto, when)
+
+
+def called(axis: Layout, kind: str) -> Fact:
+    """States what a unit of an axis is, in the reader's words: one of `KINDS`."""
+    return Called(axis, kind)
 
 
 def work(*axes: Layout) -> Fact:

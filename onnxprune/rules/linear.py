@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from onnxprune.rules.base import (
+    CHANNEL,
+    HEAD,
     MICROSOFT,
     Fact,
     Node,
     Tensor,
+    called,
     contracted,
     counts,
     dim,
@@ -34,6 +37,7 @@ def conv(node: Node) -> Iterator[Fact]:
     yield contracted(x.axis(1), product(g, w.axis(1)), part=w.axis(1))
     yield same(w.axis(0), product(g, o))
     yield produced(w.axis(0), y.axis(1), part=o)
+    yield called(y.axis(1), CHANNEL)
     yield from _biased(node, y)
     for entry in group:
         yield counts(entry, g)
@@ -54,6 +58,7 @@ def conv_transpose(node: Node) -> Iterator[Fact]:
     yield same(w.axis(0), product(g, i))
     yield contracted(x.axis(1), w.axis(0), part=i)
     yield produced(product(g, w.axis(1)), y.axis(1), part=w.axis(1))
+    yield called(y.axis(1), CHANNEL)
     yield from _biased(node, y)
     for entry in group:
         yield counts(entry, g)
@@ -89,7 +94,10 @@ def gemm(node: Node) -> Iterator[Fact]:
 
 @rule("MatMul", linear=True)
 def matmul(node: Node) -> Iterator[Fact]:
-    """Y[..,N,M] = A[..,N,K] @ B[..,K,M], leading axes broadcast; vectors lack N or M."""
+    """Y[..,N,M] = A[..,N,K] @ B[..,K,M], leading axes broadcast; vectors lack N or M.
+
+    Where two activations are multiplied, that is attention: each head by itself, on a leading axis.
+    """
     a, b, y = node.input(0), node.input(1), node.output
     n, m = (-2 if a.rank > 1 else None), (-1 if b.rank > 1 else None)
     yield from _multiplied(a, b, y, n, -1, -2 if b.rank > 1 else -1, m)
@@ -99,6 +107,9 @@ def matmul(node: Node) -> Iterator[Fact]:
             j = i - 2 + matrix_axes  # the same leading axis, counted from the end of the result
             if operand.shape[-i] == y.shape[-j]:
                 yield same(operand.axis(-i), y.axis(-j))
+    if not a.constant and not b.constant:
+        for axis in y.axes[: y.rank - matrix_axes]:
+            yield called(axis, HEAD)
 
 
 def _multiplied(a: Tensor, b: Tensor, y: Tensor, n: int | None, k_a: int, k_b: int, m: int | None) -> Iterator[Fact]:

@@ -1,10 +1,10 @@
-"""Normalization: each channel by itself passes its axis on, what is averaged over stays whole."""
+"""Normalization: a channel by itself passes on; what is averaged over stays whole, unless inexact groups are wanted."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from onnxprune.rules.base import Fact, Node, counts, dim, paired, pinned, product, rule, same
+from onnxprune.rules.base import Fact, Node, broadcast, counts, dim, normalized, paired, pinned, product, rule, same
 
 
 @rule("BatchNormalization", linear=True)
@@ -58,12 +58,14 @@ def group_normalization(node: Node) -> Iterator[Fact]:
 
 @rule("LayerNormalization", "RMSNormalization")
 def layer_normalization(node: Node) -> Iterator[Fact]:
-    """Y = normalized over the last axes(X) * scale + bias; those axes stay whole."""
+    """Y = normalized over the last axes(X) * scale + bias, which broadcast to X."""
     x, y = node.input(0), node.output
     axis = node.attr("axis", -1) % x.rank
     yield from paired(x, y)
     for i in range(axis, x.rank):
-        yield pinned(x.axis(i), "normalized over this axis")
+        yield normalized(x.axis(i), "normalized over this axis")
+    for parameter in filter(None, node.inputs[1:]):
+        yield from broadcast(parameter, y)
     for statistic in node.outputs[1:]:
         if statistic is not None:
             for i in range(axis):
@@ -72,19 +74,20 @@ def layer_normalization(node: Node) -> Iterator[Fact]:
 
 @rule("LpNormalization")
 def lp_normalization(node: Node) -> Iterator[Fact]:
-    """Y = X / norm over one axis(X); that axis stays whole."""
+    """Y = X / norm over one axis(X): masked positions add nothing to a norm, those of a weight do."""
     x, y = node.input(0), node.output
     yield from paired(x, y)
-    yield pinned(x.axis(node.attr("axis", -1)), "normalized over this axis")
+    if x.constant:
+        yield pinned(x.axis(node.attr("axis", -1)), "LpNormalization of a weight runs over this axis")
 
 
 @rule("MeanVarianceNormalization")
 def mean_variance_normalization(node: Node) -> Iterator[Fact]:
-    """Y = (X - mean) / deviation, both over `axes`, which stay whole."""
+    """Y = (X - mean) / deviation, both over `axes`."""
     x, y = node.input(0), node.output
     yield from paired(x, y)
     for i in node.ints("axes") or (0, 2, 3):
-        yield pinned(x.axis(i), "normalized over this axis")
+        yield normalized(x.axis(i), "normalized over this axis")
 
 
 @rule("LRN")

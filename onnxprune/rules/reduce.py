@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from onnxprune.rules.base import Fact, Node, Tensor, paired, pinned, rule, same, untouched
+from onnxprune.rules.base import Fact, Node, Tensor, normalized, paired, pinned, rule, same, untouched
 
 
 def _reduced(node: Node) -> tuple[Tensor, set[int]]:
@@ -24,6 +24,14 @@ def _passed_on(node: Node, x: Tensor, axes: set[int]) -> Iterator[Fact]:
 
 
 @rule("ReduceMean", linear=True)
+def reduce_mean(node: Node) -> Iterator[Fact]:
+    """Y = mean of X over `axes`, of fewer positions where some are gone; a weight keeps its own."""
+    x, axes = _reduced(node)
+    yield from _passed_on(node, x, axes)
+    for i in axes:
+        yield (pinned if x.constant else normalized)(x.axis(i), "ReduceMean runs over this axis")
+
+
 @rule("ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMin", "ReduceProd")
 def reduce(node: Node) -> Iterator[Fact]:
     """Y = reduction of X over `axes`, which stay whole: a missing position would change the result."""

@@ -236,6 +236,19 @@ def expand_channels(draw: Draw) -> tuple[Net, list[int]]:
     return read(net, net.op("Add", net.op("Relu", h), one), n), [n]
 
 
+@case("Expand/asked")
+def expand_asked(draw: Draw) -> tuple[Net, list[int]]:
+    """As TorchScript writes expand(batch, -1, ..): it asks which sizes are -1, also of the batch, and puts 1 there."""
+    net, h, n = maps(draw)
+    batch = net.op("Slice", net.op("Shape", h), net.ints(0), net.ints(1))
+    target = net.op("Concat", batch, net.ints(-1, -1, -1), axis=0)
+    one = numpy_helper.from_array(np.ones(1, np.int64))
+    ones = net.op("ConstantOfShape", net.op("Shape", target), value=one)
+    asked = net.op("Equal", target, net.op("Mul", ones, net.ints(-1)))
+    token = net.op("Expand", net.weight(1, n, 1, 1), net.op("Where", asked, ones, target))
+    return read(net, net.op("Add", h, token), n), [n]
+
+
 @case("Tile")
 def tile(draw: Draw) -> tuple[Net, list[int]]:
     """Channels repeated as a whole, positions repeated."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from builders import Net
 from rules.cases import CASES, Draw, case, check_case, maps, opset, read, rows, size
@@ -44,10 +45,27 @@ def layer_normalization(draw: Draw, op: str) -> tuple[Net, list[int]]:
     return net.output(net.op("MatMul", net.op(op, h, *parameters), net.weight(5, 2))), [n]
 
 
-@case("LpNormalization", "LRN", "MeanVarianceNormalization")
+@case("LpNormalization")
+def lp_normalization(draw: Draw) -> tuple[Net, list[int]]:
+    """Zeros add nothing to a norm: channels go."""
+    net, h, n = maps(draw)
+    h = net.op("LpNormalization", h, axis=1, p=draw(st.sampled_from([1, 2])))
+    return read(net, h, n), [n]
+
+
+@case("LpNormalization/weight")
+def lp_normalization_of_a_weight(draw: Draw) -> tuple[Net, list[int]]:
+    """The norm of a whole weight is another than that of its kept rows: they stay, its columns go."""
+    net, h, _ = rows(draw, hidden=5)
+    n = size(draw)
+    h = net.op("MatMul", net.op("Relu", h), net.op("LpNormalization", net.weight(5, n), axis=0))
+    return net.output(net.dense(h, n, 2)), [n]
+
+
+@case("LRN", "MeanVarianceNormalization")
 def other_norms(draw: Draw, op: str) -> tuple[Net, list[int]]:
     net, h, n = maps(draw)
-    attrs = {"LpNormalization": {"axis": 1}, "LRN": {"size": 3}, "MeanVarianceNormalization": {"axes": [1]}}[op]
+    attrs = {"LRN": {"size": 3}, "MeanVarianceNormalization": {"axes": [1]}}[op]
     h = net.op(op, net.conv(net.op("Relu", h), n, 5), **attrs)
     return read(net, h, 5), [n]
 

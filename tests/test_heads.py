@@ -1,0 +1,215 @@
+"""Attention as plain graphs: heads, what they are called, and the shapes that many nodes share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import onnxprune
+from builders import Net
+from laws import compare, compare_single, keeps
+from onnxprune.graph import Graph, from_proto
+from onnxprune.records import Plan
+from onnxprune.runtime import Session
+from onnxprune.surgery import remove, verify
+from onnxprune.units import Units, find_units
+
+WIDTH, HEADS, ROWS = 6, 3, 4
+
+
+def attention(net: Net, x: str, sizes: str, *, groups: int = 1, merged: bool = False) -> str:
+    """Multi-head attention of a stream: `groups` query heads read each key-value head, `merged` folds batch x heads."""
+    targets = {}
+    for heads in {HEADS, HEADS * groups}:
+        targets[heads] = net.op("Concat", sizes, net.ints(heads, ROWS), axis=0)
+    parts = []
+    for heads in (HEADS * groups, HEADS, HEADS):
+        h = net.op("Add", net.op("MatMul", x, net.weight(WIDTH, heads * ROWS)), net.weight(heads * ROWS))
+        parts.append(net.op("Transpose", net.op("Reshape", h, targets[heads]), perm=[0, 2, 1, 3]))
+    q, k, v = parts
+    if groups > 1:  # key-value heads are repeated as Llama does it
+        wide = net.op("Concat", net.op("Slice", sizes, net.ints(0), net.ints(1)), net.ints(HEADS, groups), axis=0)
+        wide = net.op("Concat", wide, net.op("Slice", sizes, net.ints(1), net.ints(2)), net.ints(ROWS), axis=0)
+        flat = net.op("Concat", net.op("Slice", sizes, net.ints(0), net.ints(1)), net.ints(HEADS * groups), axis=0)
+        flat = net.op("Concat", flat, net.op("Slice", sizes, net.ints(1), net.ints(2)), net.ints(ROWS), axis=0)
+        k, v = (
+            net.op("Reshape", net.op("Expand", net.op("Unsqueeze", part, net.ints(2)), wide), flat) for part in (k, v)
+        )
+    shape = net.op("Shape", q)
+    if merged:
+        three = net.op("Concat", net.ints(-1), net.op("Slice", shape, net.ints(2), net.ints(4)), axis=0)
+        q, k, v = (net.op("Reshape", part, three) for part in (q, k, v))
+    turned = net.op("Transpose", k, perm=[0, 2, 1] if merged else [0, 1, 3, 2])
+    scores = net.op("Softmax", net.op("Mul", net.op("MatMul", q, turned), net.constant(np.float32(0.5))), axis=-1)
+    mixed = net.op("MatMul", scores, v)
+    if merged:
+        mixed = net.op("Reshape", mixed, shape)
+    width = HEADS * groups * ROWS
+    context = net.op("Reshape", net.op("Transpose", mixed, perm=[0, 2, 1, 3]), net.ints(0, 0, width))
+    return net.op("MatMul", context, net.weight(width, WIDTH))
+
+
+def block(*, layers: int = 1, groups: int = 1, merged: bool = False, seed: int = 0) -> Graph:
+    """Layers of attention and feed-forward on one stream; all of them read the same sizes."""
+    net = Net(21, seed=seed)
+    x = net.input("N", "T", WIDTH)
+    sizes = net.op("Slice", net.op("Shape", x), net.ints(0), net.ints(2))
+    for _ in range(layers):
+        x = net.op("Add", x, attention(net, x, sizes, groups=groups, merged=merged))
+        h = net.op("Relu", net.op("MatMul", x, net.weight(WIDTH, 10)))
+        x = net.op("Add", x, net.op("MatMul", h, net.weight(10, WIDTH)))
+    return net.output(x).graph()
+
+
+def kinds(units: Units) -> list[tuple[int, str, bool]]:
+    return [(group.size, group.kind, bool(group.instead_of)) for group in units.groups.values()]
+
+
+def test_heads_go_as_a_whole() -> None:
+    assert kinds(find_units(block(layers=2))) == 2 * [
+        (HEADS, "head", False),
+        (ROWS, "value width of each head", True),
+        (10, "feed-forward unit", False),
+    ]
+
+
+def test_grouped_queries() -> None:
+    assert kinds(find_units(block(groups=2))) == [
+        (HEADS, "key-value head", False),
+        (2, "query head of each key-value head", True),
+        (ROWS, "value width of each head", True),
+        (10, "feed-forward unit", False),
+    ]
+
+
+@pytest.mark.parametrize(("groups", "merged"), [(1, False), (1, True), (2, False), (2, True)])
+def test_law(groups: int, merged: bool) -> None:
+    @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @given(st.data())
+    def holds(data: st.DataObject) -> None:
+        units = find_units(block(layers=2, groups=groups, merged=merged, seed=data.draw(st.integers(0, 99))))
+        compare(units, units.plan(data.draw(keeps(units))))
+
+    holds()
+
+
+def halved(units: Units) -> Plan:
+    return units.plan({name: np.arange(g.size) > 0 for name, g in units.groups.items() if not g.instead_of})
+
+
+def test_batch_times_heads_is_masked_for_any_batch(tmp_path: Path) -> None:
+    """The plan says after how many positions the kept heads repeat."""
+    units = find_units(block(merged=True))
+    plan = halved(units)
+    assert plan.periods and {n for by in plan.periods.values() for n in by.values()} == {HEADS}
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+    assert json.loads((tmp_path / "plan.json").read_text())["periods"]
+    for batch in (1, 5):
+        x = np.random.default_rng(0).standard_normal((batch, 7, WIDTH)).astype("f")
+        assert verify(units, plan, remove(units.graph, plan), {"x0": x}) < 1e-5
+
+
+def shared_target(opset: int) -> Graph:
+    """A Reshape whose target serves two layers of equal width, and whose sizes nobody knows beforehand."""
+    net = Net(opset)
+    x = net.input("N", "T", 5)
+    shape = net.op("Shape", x)
+    sizes = net.op("Concat", net.op("Slice", shape, net.ints(0), net.ints(2)), net.ints(6), axis=0)
+    for width in (5, 6):
+        h = net.op("Reshape", net.op("MatMul", x, net.weight(width, 6)), sizes)
+        x = net.op("Relu", h)
+    return net.output(net.op("MatMul", x, net.weight(6, 2))).graph()
+
+
+def test_a_shared_number_is_put_in_for_one_reader_alone() -> None:
+    units = find_units(shared_target(13))
+    assert [group.size for group in units.groups.values()] == [6, 6]
+    first, second = units.groups
+    plan = units.plan({first: np.arange(6) < 2, second: np.arange(6) < 5})
+    compact = remove(units.graph, plan)
+    compare_single(units, plan)
+    proto = compact.proto()
+    added = [node for node in proto.graph.node if node.op_type == "ScatterElements"]
+    assert [node.name for node in added] == [f"{node.output[0]}" for node in added] and len(added) == 2
+    assert len(from_proto(proto).nodes) == len(units.graph.nodes) + 2
+
+
+def test_before_opset_11_a_shared_number_pins() -> None:
+    units = find_units(shared_target(10))
+    assert not units.groups
+    assert "Reshape shares a number with another node" in {kept.kept.because for kept in units.kept}
+
+
+def computed_product() -> Graph:
+    """Batch x heads as PyTorch's own attention writes it: a size times a number, in the middle of a computed target."""
+    net = Net(17)
+    x = net.input("N", "T", WIDTH)
+    shape = net.op("Shape", x)
+    batch, steps = (net.op("Slice", shape, net.ints(i), net.ints(i + 1)) for i in (0, 1))
+    turned = net.op("Transpose", x, perm=[1, 0, 2])  # tokens, batch, width
+    target = net.op("Concat", steps, net.op("Mul", batch, net.ints(HEADS)), net.ints(ROWS), axis=0)
+    q, k, v = (
+        net.op("Transpose", net.op("Reshape", net.op("MatMul", turned, net.weight(WIDTH, 12)), target), perm=[1, 0, 2])
+        for _ in "qkv"
+    )
+    scores = net.op("Softmax", net.op("MatMul", q, net.op("Transpose", k, perm=[0, 2, 1])), axis=-1)
+    mixed = net.op("Transpose", net.op("MatMul", scores, v), perm=[1, 0, 2])
+    context = net.op("Reshape", mixed, net.op("Concat", steps, batch, net.ints(HEADS * ROWS), axis=0))
+    return net.output(net.op("MatMul", context, net.weight(12, 2))).graph()
+
+
+def test_of_a_product_with_a_varying_size_the_number_follows() -> None:
+    units = find_units(computed_product())
+    assert [(g.size, g.kind) for g in units.groups.values() if not g.instead_of] == [(HEADS, "head")]
+    compare(units, halved(units))
+
+
+def test_a_question_about_minus_one_is_answered() -> None:
+    """TorchScript asks whether a size is -1 before it expands to it; no size is, whatever the input."""
+    net = Net(17)
+    x = net.input("N", "T", WIDTH)
+    h = net.op("Unsqueeze", net.op("MatMul", x, net.weight(WIDTH, 5)), net.ints(2))
+    sizes = net.op("Slice", net.op("Shape", x), net.ints(0), net.ints(2))
+    target = net.op("Concat", sizes, net.ints(3, 5), axis=0)
+    ones = net.ints(1, 1, 1, 1)
+    asked = net.op("Equal", target, net.op("Mul", ones, net.ints(-1)))
+    h = net.op("Expand", h, net.op("Where", asked, ones, target))
+    units = find_units(net.output(net.op("MatMul", h, net.weight(5, 2))).graph())
+    assert [group.size for group in units.groups.values()] == [5]
+    compare(units, units.plan({name: np.arange(5) < 2 for name in units.groups}))
+
+
+def test_a_weight_that_is_stored_twice_is_pruned_alike() -> None:
+    """PyTorch's newer exporter folds the transpose of a shared weight once for each use."""
+    net = Net(17)
+    up, down = net.random.standard_normal((2, WIDTH, WIDTH)).astype("f")
+    x = net.input("N", WIDTH)
+    for _ in range(2):
+        h = net.op("Relu", net.op("MatMul", x, net.constant(up.copy())))
+        x = net.op("Add", x, net.op("MatMul", h, net.constant(down.copy())))
+    units = find_units(net.output(x).graph())
+    assert [group.size for group in units.groups.values()] == [WIDTH]
+    compare(units, units.plan({name: np.arange(WIDTH) < 2 for name in units.groups}))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_heads_are_compared_in_what_the_projection_makes_of_them(groups: int) -> None:
+    """The root mean square of what a head adds to the stream, computed from the states themselves."""
+    graph = block(groups=groups)
+    units = find_units(graph)
+    name, group = next(iter(units.groups.items()))
+    assert len(group.pre) == 1 and not group.linear  # of queries, keys and values the values alone
+    x = np.random.default_rng(3).standard_normal((4, 5, WIDTH)).astype("f")
+    scored = onnxprune.score(graph, {"x0": x}, ranking=onnxprune.Ranking("activation"))
+    (post,) = group.post
+    session = Session(graph.message(outputs=[post.site.tensor]), device="cpu")
+    context = session.run({"x0": x}, [post.site.tensor])[0].astype(np.float64).reshape(20, HEADS, -1)
+    weight = graph.constants[group.readers[0].tensor].astype(np.float64).reshape(HEADS, -1, WIDTH)
+    added = np.einsum("thf,hfw->thw", context, weight)
+    np.testing.assert_allclose(scored.scores.by_group[name], np.sqrt((added**2).sum(2).mean(0)), rtol=1e-4)
