@@ -57,7 +57,8 @@ def find_exact(units: Units, moments: Moments) -> dict[str, Exact]:
         constant = {int(unit): float(high[unit]) for unit in still if high[unit] != 0}
         if not all(_takes_constants(units.graph, reader) for reader in group.readers):
             constant = {}
-        twins = {a: b for a, b in _twins(units, group).items() if a not in dead and a not in constant}
+        plain = all(reader.tensor in units.graph.constants for reader in group.readers)  # a twin's rows can be moved
+        twins = {a: b for a, b in _twins(units, group).items() if plain and a not in dead and a not in constant}
         if dead or constant or twins:
             found[name] = Exact(dead, constant, twins)
     return found

@@ -21,6 +21,7 @@ import numpy as np
 
 from onnxprune.errors import ModelError
 from onnxprune.files import replacing
+from onnxprune.precision import is_floating
 from onnxprune.writing import Message, constant_of, export, fill, refer
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ class Graph:
         shared = {}
         for tensor in model.graph.initializer:
             array = arrays.get(tensor.name)
-            if array is not None and array.nbytes >= least and array.dtype.isbuiltin == 1:
+            if array is not None and array.nbytes >= least and (array.dtype.isbuiltin == 1 or is_floating(array.dtype)):
                 refer(tensor, "shared", 0, array.nbytes)
                 shared[tensor.name] = array
             elif array is not None:
@@ -216,8 +217,16 @@ class Graph:
         nodes: Iterable[onnx.NodeProto] = (),
         outputs: Iterable[str] = (),
         initializers: Mapping[str, np.ndarray] | None = None,
+        single: bool = False,
     ) -> Message:
-        """The model serialized for a session, with nodes and constants appended and further tensors given out."""
+        """The model serialized for a session, with nodes and constants appended and further tensors given out.
+
+        Args:
+            nodes: to append.
+            outputs: tensors to give out beside the outputs.
+            initializers: constants that those nodes need.
+            single: whether float16 becomes float32, as bfloat16 always does.
+        """
         from onnx import numpy_helper
 
         model, shared = self.parts()
@@ -227,7 +236,7 @@ class Graph:
         for name in outputs:
             if name not in known:
                 model.graph.output.add(name=name)
-        return Message.of(model, shared)
+        return Message.of(model, shared, single=single)
 
     def save(self, path: Path | str) -> Path:
         """Writes the model; weights go to `<name>.data` beside it where the source had them outside.

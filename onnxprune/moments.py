@@ -56,7 +56,7 @@ def calibrate(
         DataError: there are no samples, or the states are not finite.
         ModelError: ONNX Runtime cannot run the model.
     """
-    nodes, constants = _nodes(graph, sites, stride)
+    nodes, constants = _nodes(graph, sites, stride, second)
     kinds = [kind for kind in KINDS if second or kind != "second"]
     names = [f"{kind}:{site.key}" for site in sites for kind in kinds]
     session = Session(graph.message(nodes=nodes, outputs=names, initializers=constants), device=device)
@@ -94,7 +94,9 @@ def _add(sums: dict[str, np.ndarray], results: Mapping[str, np.ndarray], factor:
             sums[name] = np.add(sums[name], value, out=sums[name]) if name in sums else value
 
 
-def _nodes(graph: Graph, sites: Sequence[Site], stride: int) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
+def _nodes(
+    graph: Graph, sites: Sequence[Site], stride: int, second: bool
+) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
     """The nodes that compute the moments of sites, and the constants that they need."""
     from onnx import helper
 
@@ -121,8 +123,9 @@ def _nodes(graph: Graph, sites: Sequence[Site], stride: int) -> tuple[list[onnx.
         if stride > 1:
             cut = ["moments.zero", "moments.end", "moments.axis", "moments.stride"]
             states = node("Slice", [states, *cut], f"strided:{site.key}")
-        turned = node("Transpose", [states], f"turned:{site.key}", perm=[1, 0])
-        node("MatMul", [states, turned], f"second:{site.key}")
+        if second:
+            turned = node("Transpose", [states], f"turned:{site.key}", perm=[1, 0])
+            node("MatMul", [states, turned], f"second:{site.key}")
         reduce("ReduceSum", states, f"total:{site.key}")
         reduce("ReduceMin", states, f"low:{site.key}")
         reduce("ReduceMax", states, f"high:{site.key}")

@@ -64,6 +64,8 @@ def observe(graph: Graph, sample: Feeds | None = None) -> Observation:
         session = _exposed(graph, [name for name, kind, _ in plain.outputs if kind.startswith("tensor(")])
     tensors = [name.removeprefix(PREFIX) for name, _, _ in session.outputs if name.startswith(PREFIX)]
     types = {name: DTYPES[kind] for name, kind, _ in session.outputs if kind in DTYPES and not name.startswith(PREFIX)}
+    if session.widened:  # what runs in float32 may be bfloat16 in the file
+        types = {name: kind for name, kind in types.items() if kind is not np.float32}
     failure: ModelError | None = None
     for pair in sizes_to_try(session, sample):
         try:

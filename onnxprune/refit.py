@@ -23,6 +23,7 @@ from onnxprune.records import Plan, Site, Weight
 from onnxprune.runtime import Feeds, Session
 from onnxprune.states import by_feature, kept_features, state_nodes
 from onnxprune.units import Units
+from onnxprune.writing import Message
 
 if TYPE_CHECKING:
     import onnx
@@ -136,7 +137,7 @@ def _side_by_side(original: Graph, compact: Graph, site: Site, kept: int) -> byt
     for name in ("refit.gram", "refit.cross", "refit.shape"):
         model.graph.output.add(name=name)
     _drop_unneeded(model)
-    return bytes(model.SerializeToString())
+    return Message.of(model, {})
 
 
 def _drop_unneeded(model: onnx.ModelProto) -> None:

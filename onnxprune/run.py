@@ -16,6 +16,7 @@ from onnxprune.exact import Exact, find_exact, fold
 from onnxprune.findings import Cost, GroupRow, Latency, Quality
 from onnxprune.graph import Graph, load
 from onnxprune.moments import calibrate, spread
+from onnxprune.precision import step
 from onnxprune.records import CRITERIA, NOT_EXACT, Batch, Moments, Plan, Scores
 from onnxprune.refit import refit
 from onnxprune.runtime import Session
@@ -35,6 +36,9 @@ QUALITY_BATCH = 128
 
 MOMENTS_LIMIT = 400_000_000
 """Bytes of second moments that are summed at a time; a model that needs more is calibrated in several passes."""
+
+ROUNDINGS = 16
+"""Steps of the coarsest floating-point type that folding constants into biases may move outputs, relative to them."""
 
 NOT_TRUSTED = "Calibrated on synthetic inputs: the ranking is not to be trusted for real use; give --data."
 
@@ -155,8 +159,9 @@ class Run:
         if folded is self.units:
             return
         outputs = [Session(units.graph.message(), device="cpu").run(self.proof) for units in (self.units, folded)]
+        allowed = max(TOLERANCE, ROUNDINGS * step(array.dtype for array in self.graph.constants.values()))
         for name, a, b in zip(self.graph.outputs, *outputs, strict=True):
-            if a.dtype.kind == "f" and np.max(np.abs(a - b)) > TOLERANCE * max(1.0, float(np.max(np.abs(a)))):
+            if a.dtype.kind == "f" and np.max(np.abs(a - b)) > allowed * max(1.0, float(np.max(np.abs(a)))):
                 raise VerificationError(
                     f"folding constant units changes the output '{name}'; please report this model."
                 )

@@ -38,6 +38,7 @@ class Session:
         provider: the execution provider in use, e.g. "CPUExecutionProvider".
         inputs: (name, ONNX type, shape) of each input; unknown sizes are strings or None.
         outputs: the same of each output.
+        widened: whether it runs in float32 what the model has in half precision.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Session:
         if not spin:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._weights = {name: np.ascontiguousarray(array) for name, array in shared_by(model).items()}
+        self.widened = isinstance(model, Message) and model.widened
         source = model if isinstance(model, bytes) else str(model)
         try:
             self._session = _open(onnxruntime, source, options, device)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxprune.precision import BRAIN, HALF, mentions, widen
+
 if TYPE_CHECKING:
     import onnx
     import onnx_graphsurgeon as gs
@@ -24,13 +26,30 @@ class Message(bytes):
 
     Attributes:
         arrays: those weights by name.
+        widened: whether the message is in float32 where the model is in bfloat16 or float16.
     """
 
     arrays: Mapping[str, np.ndarray]
+    widened: bool
 
     @classmethod
-    def of(cls, model: onnx.ModelProto, shared: Mapping[str, np.ndarray]) -> Message:
-        """Serializes a model, whose initializers `shared` become inputs."""
+    def of(cls, model: onnx.ModelProto, shared: Mapping[str, np.ndarray], *, single: bool = False) -> Message:
+        """Serializes a model, whose initializers `shared` become inputs. Edits the model.
+
+        Args:
+            model: the model.
+            shared: its large weights.
+            single: whether float16 becomes float32; bfloat16, which ONNX Runtime lacks on the CPU, always does.
+        """
+        kinds = [kind for kind in ((BRAIN, HALF) if single else (BRAIN,)) if mentions(model, kind)]
+        if kinds:
+            widen(model, kinds)
+            halves = {
+                name
+                for name, array in shared.items()
+                if {"float16": HALF, "bfloat16": BRAIN}.get(array.dtype.name) in kinds
+            }
+            shared = {name: array.astype(np.float32) if name in halves else array for name, array in shared.items()}
         if shared:
             kept = [tensor for tensor in model.graph.initializer if tensor.name not in shared]
             declared = {value.name for value in model.graph.input}
@@ -44,6 +63,7 @@ class Message(bytes):
             model.graph.initializer.extend(kept)
         message = cls(model.SerializeToString())
         message.arrays = dict(shared)
+        message.widened = bool(kinds)
         return message
 
 

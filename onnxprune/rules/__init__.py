@@ -1,6 +1,6 @@
 """How each operator ties the axes of its tensors; pure, touches no weight. Importing this registers all rules."""
 
-from onnxprune.rules import elementwise, indexing, layout, linear, normalize, pool, reduce
+from onnxprune.rules import elementwise, indexing, layout, linear, normalize, pool, quantize, reduce
 from onnxprune.rules.base import find_rule, supported_operators
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "linear",
     "normalize",
     "pool",
+    "quantize",
     "reduce",
     "supported_operators",
 ]

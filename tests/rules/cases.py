@@ -22,6 +22,7 @@ CASES: dict[str, dict[str, Case]] = {}
 
 SINGLE = {
     "ConvTranspose/grouped": "the reference evaluator takes no groups",
+    "DequantizeLinear": "the reference evaluator lacks opset 13",
     "GatherElements": "the reference evaluator wants indices as wide as the data",
     "GlobalLpPool": "the reference evaluator lacks it",
     "MaxRoiPool": "the reference evaluator lacks it",
@@ -29,6 +30,7 @@ SINGLE = {
     "Multinomial": "the reference evaluator lacks it",
     "NonMaxSuppression": "the reference evaluator wants all inputs",
     "OneHot": "the reference evaluator wants a depth without axes",
+    "QuantizeLinear": "the reference evaluator lacks opset 10",
     "RandomNormal": "it draws in float32",
     "RandomUniform": "it draws in float32",
     "Resize": "the reference evaluator lacks opset 10",
