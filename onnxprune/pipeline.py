@@ -91,7 +91,7 @@ def inspect(model: Graph | Path | str, data: object = None, *, residual: bool = 
         data: samples, where sizes of symbolic axes have to come from them.
         residual: whether units that normalizations run over are groups too.
     """
-    return Run(model, data, Feeding(device="cpu"), quiet, residual=residual).units
+    return Run(model, data, Feeding(device="cpu"), quiet, residual=residual, fast=False).units
 
 
 def score(

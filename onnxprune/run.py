@@ -111,9 +111,21 @@ class Run:
         *,
         threads: int = 0,
         residual: bool = False,
+        fast: bool = True,
     ) -> None:
+        """Takes a model over.
+
+        Args:
+            model: the model.
+            data: samples; synthetic inputs when None.
+            feeding: how they are taken.
+            progress: called as work goes on.
+            threads: of the session; 0 for all cores.
+            residual: whether units that normalizations run over are groups too.
+            fast: whether ONNX Runtime may optimize the model, which takes longer than it saves where nothing is run.
+        """
         self.graph, self.feeding, self.progress = as_graph(model), feeding, progress
-        self.session = Session(self.graph.message(), device=feeding.device, threads=threads)
+        self.session = Session(self.graph.message(), device=feeding.device, threads=threads, optimize=fast)
         take = partial(load_data, session=self.session, limit=feeding.samples or None, size=feeding.batch)
         given = take(data) if data is not None else None
         self.sample = given.first(2).feeds if given else None

@@ -242,8 +242,7 @@ class _Inference:
         because = f"{node.op} works on this axis as a whole"
         facts: list[Fact] = []
         if registered is None:
-            where = f" of domain {node.domain}" if node.domain else ""
-            because = f"{node.op}{where} has no rule (opset {view.version})"
+            because = self._unruled(node, view.version)
         else:
             try:
                 facts = list(registered.rule(view))
@@ -261,6 +260,15 @@ class _Inference:
             steers = tensor.name in self.terms and tensor.name not in self.graph.constants
             if steers and not followed and i not in view.read:
                 self.steering.append((tensor.name, label(node)))
+
+    def _unruled(self, node: gs.Node, version: int) -> str:
+        """Why a node without a rule keeps all its axes."""
+        where = f" of domain {node.domain}" if node.domain else ""
+        if any(function.name == node.op and function.domain == node.domain for function in self.graph.source.functions):
+            return f"{node.op}{where} is a local function, which is left whole"
+        if any(hasattr(value, "nodes") for value in node.attrs.values()):
+            return f"{node.op} has a body of its own, which is left whole"
+        return f"{node.op}{where} has no rule (opset {version})"
 
     def _view(self, node: gs.Node) -> Node:
         """The node as its rule sees it."""
