@@ -10,6 +10,7 @@ from onnxprune.torch_bridge import (
     linear,
     normalize,
     pool,
+    quantize,
     reduce,
 )
 from onnxprune.torch_bridge.arrays import inputs_of
@@ -28,6 +29,7 @@ __all__ = [
     "missing_operators",
     "normalize",
     "pool",
+    "quantize",
     "reduce",
     "to_onnx",
     "to_torch",

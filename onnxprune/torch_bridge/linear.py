@@ -159,3 +159,6 @@ def fused_gemm(
     """Y = activation(Gemm(A, B, C))."""
     y = gemm(a, b, c, alpha=alpha, beta=beta, transA=transA, transB=transB)
     return ACTIVATIONS[activation](y, activation_alpha, activation_beta)
+
+
+operator("Det")(torch.linalg.det)

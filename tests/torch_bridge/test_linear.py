@@ -70,6 +70,8 @@ CASES = [
         case("FusedGemm", (3, 4), weight(4, 5), weight(5), domain=MICROSOFT, activation=a, activation_alpha=0.2)
         for a in ("Relu", "Sigmoid", "Tanh", "LeakyRelu")
     ),
+    case("Det", (3, 3)),
+    case("Det", (2, 4, 3, 3)),
 ]
 
 
