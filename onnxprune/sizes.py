@@ -212,7 +212,9 @@ def _divide(a: float, b: float) -> float:
     return int(a / b) if isinstance(a, int) and isinstance(b, int) else a / b
 
 
-def _where(attrs: Mapping[str, Any], condition: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _where(attrs: Mapping[str, Any], condition: np.ndarray, x: np.ndarray | None, y: np.ndarray | None) -> np.ndarray:
+    if x is None or y is None:
+        raise TypeError("an operand is unknown")
     picks = zip(*(terms.ravel() for terms in np.broadcast_arrays(condition, x, y)), strict=True)
     chosen = [(a if value_of(c) else b) if is_fixed(c) else UNKNOWN for c, a, b in picks]
     return _array(chosen, np.broadcast_shapes(condition.shape, x.shape, y.shape))
