@@ -155,9 +155,17 @@ def concat(*pieces: Layout) -> Layout:
 def resolve(layout: Layout) -> Layout:
     """The layout as far as it is known by now: bound dims replaced, in normal form."""
     if isinstance(layout, Dim):
-        if layout.bound is not None:
-            layout.bound = resolve(layout.bound)
-        return layout if layout.bound is None else layout.bound
+        chain = []  # a loop, since deep networks bind each dim to the one before it
+        while isinstance(layout, Dim) and layout.bound is not None:
+            chain.append(layout)
+            layout = layout.bound
+        if chain and not isinstance(layout, Dim):
+            layout = resolve(layout)
+        for variable in chain:
+            variable.bound = layout
+        return layout
+    if isinstance(layout, Product) and all(type(f) is Dim and f.bound is None and f.size > 1 for f in layout.factors):
+        return layout if len(layout.factors) != 1 else layout.factors[0]  # in normal form already, as most are
     return product(*layout.factors) if isinstance(layout, Product) else concat(*layout.pieces)
 
 

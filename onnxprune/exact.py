@@ -9,6 +9,7 @@ The spectral score does not find them: two equal neurons tear no neighbours apar
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -87,16 +88,16 @@ def _twins(units: Units, group: Group) -> dict[int, int]:
     """Units of which every constant has the same numbers as of an earlier unit, where it does not read them."""
     readers = {(reader.tensor, reader.axis) for reader in group.readers}
     members = units.leaves[group.name]
-    slices: list[list[bytes]] = [[] for _ in range(group.size)]
+    slices = [hashlib.blake2b() for _ in range(group.size)]  # the numbers themselves would be a copy of all weights
     for name, array in units.graph.constants.items():
         for i, axis in enumerate(units.structure.axes[name]):
             if (name, i) in readers or not any(leaf in members for leaf in leaves(axis)):
                 continue
             unit_of = units_along(axis, members)
             for unit in np.unique(unit_of[unit_of >= 0]):
-                slices[unit].append(np.take(array, np.flatnonzero(unit_of == unit), i).tobytes())
-    first: dict[tuple[bytes, ...], int] = {}
-    seen = [first.setdefault(tuple(parts), unit) for unit, parts in enumerate(slices)]
+                slices[unit].update(np.take(array, np.flatnonzero(unit_of == unit), i).tobytes())
+    first: dict[bytes, int] = {}
+    seen = [first.setdefault(numbers.digest(), unit) for unit, numbers in enumerate(slices)]
     return {unit: twin for unit, twin in enumerate(seen) if twin != unit}
 
 

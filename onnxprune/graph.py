@@ -22,7 +22,8 @@ import numpy as np
 
 from onnxprune.errors import ModelError
 from onnxprune.files import replacing
-from onnxprune.writing import constant_of, export, fill, refer
+from onnxprune.precision import is_floating
+from onnxprune.writing import Message, constant_of, export, fill, refer
 
 if TYPE_CHECKING:
     import onnx
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
 
 INLINE_LIMIT = 1_800_000_000
 """Bytes of weights above which external data are used; a protobuf message ends at 2 GiB."""
+
+LARGE = 256 << 20
+"""Bytes of weights above which a session shares them with the graph instead of having a copy."""
+
+SHARED_MINIMUM = 1 << 20
+"""Bytes below which a weight of such a model is still copied."""
 
 EXTERNAL_MINIMUM = 1024
 """Bytes below which a constant stays in the model file, where runtimes expect shapes and axes."""
@@ -219,11 +226,27 @@ class Graph:
         """
         if self.nbytes > INLINE_LIMIT:
             raise ModelError(f"{self.nbytes / 1e9:.1f} GB of weights do not fit into one message; save to a file.")
-        model, arrays = export(self.gs, self.source, self.constants, self.copies)
+        model, shared = self.parts()
         for tensor in model.graph.initializer:
-            if tensor.name in arrays:
-                fill(tensor, arrays[tensor.name])
+            if tensor.name in shared:
+                tensor.ClearField("external_data")
+                tensor.ClearField("data_location")
+                fill(tensor, shared[tensor.name])
         return model
+
+    def parts(self) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+        """The model, of a large one with references in the place of large weights, and those weights, not copied."""
+        model, arrays = export(self.gs, self.source, self.constants, self.copies)
+        least = SHARED_MINIMUM if self.nbytes > LARGE else INLINE_LIMIT
+        shared = {}
+        for tensor in model.graph.initializer:
+            array = arrays.get(tensor.name)
+            if array is not None and array.nbytes >= least and (array.dtype.isbuiltin == 1 or is_floating(array.dtype)):
+                refer(tensor, "shared", 0, array.nbytes)
+                shared[tensor.name] = array
+            elif array is not None:
+                fill(tensor, array)
+        return model, shared
 
     def message(
         self,
@@ -231,18 +254,26 @@ class Graph:
         nodes: Iterable[onnx.NodeProto] = (),
         outputs: Iterable[str] = (),
         initializers: Mapping[str, np.ndarray] | None = None,
-    ) -> bytes:
-        """The model serialized, with nodes and constants appended and further tensors given out."""
+        single: bool = False,
+    ) -> Message:
+        """The model serialized for a session, with nodes and constants appended and further tensors given out.
+
+        Args:
+            nodes: to append.
+            outputs: tensors to give out beside the outputs.
+            initializers: constants that those nodes need.
+            single: whether float16 becomes float32, as bfloat16 always does.
+        """
         from onnx import numpy_helper
 
-        model = self.proto()
+        model, shared = self.parts()
         model.graph.initializer.extend(numpy_helper.from_array(a, name) for name, a in (initializers or {}).items())
         model.graph.node.extend(nodes)
         known = set(self.outputs)
         for name in outputs:
             if name not in known:
                 model.graph.output.add(name=name)
-        return bytes(model.SerializeToString())
+        return Message.of(model, shared, single=single)
 
     def save(self, path: Path | str) -> Path:
         """Writes the model; weights go to `<name>.data` beside it where the source had them outside.

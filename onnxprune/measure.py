@@ -31,7 +31,8 @@ def cost(graph: Graph, sample: Feeds | None = None) -> Cost:
 
 def stored_bytes(graph: Graph) -> int:
     """Bytes of the saved model, external data included."""
-    return graph.proto().ByteSize()
+    model, shared = graph.parts()
+    return model.ByteSize() + sum(array.nbytes for array in shared.values())
 
 
 def latency(before: Session, after: Session, feeds: Feeds, *, threads: int = 0, seconds: float = SECONDS) -> Latency:

@@ -37,6 +37,7 @@ def calibrate(
     device: str = "auto",
     stride: int = 1,
     source: str = "",
+    second: bool = True,
     progress: Progress | None = None,
 ) -> Moments:
     """Runs a model over batches and sums the moments of its states.
@@ -48,14 +49,16 @@ def calibrate(
         device: where to run, as in `runtime.Session`.
         stride: every which position or token counts; 1 takes all.
         source: what the batches are, for the report.
+        second: whether to sum second moments, which alone take memory; without them the result has none.
         progress: called after each batch.
 
     Raises:
         DataError: there are no samples, or the states are not finite.
         ModelError: ONNX Runtime cannot run the model.
     """
-    nodes, constants = _nodes(graph, sites, stride)
-    names = [f"{kind}:{site.key}" for site in sites for kind in KINDS]
+    nodes, constants = _nodes(graph, sites, stride, second)
+    kinds = [kind for kind in KINDS if second or kind != "second"]
+    names = [f"{kind}:{site.key}" for site in sites for kind in kinds]
     session = Session(graph.message(nodes=nodes, outputs=names, initializers=constants), device=device)
     sums: dict[str, np.ndarray] = {}
     done = 0
@@ -71,11 +74,11 @@ def calibrate(
     if not done:
         raise DataError("there are no samples to calibrate on; give --data with at least one.")
     for site in sites:
-        if not np.isfinite(sums[f"second:{site.key}"]).all():
+        if not np.isfinite(sums[f"{kinds[0]}:{site.key}"]).all():
             raise DataError(f"the states of tensor '{site.tensor}' are not finite on these data; check their scale.")
-    by_kind = {kind: {site.key: sums[f"{kind}:{site.key}"] for site in sites} for kind in KINDS}
+    by_kind = {kind: {site.key: sums[f"{kind}:{site.key}"] for site in sites} for kind in kinds}
     count = {key: float(shape[1]) for key, shape in by_kind["shape"].items()}
-    return Moments(count, by_kind["total"], by_kind["second"], by_kind["low"], by_kind["high"], source)
+    return Moments(count, by_kind["total"], by_kind.get("second", {}), by_kind["low"], by_kind["high"], source)
 
 
 def _add(sums: dict[str, np.ndarray], results: Mapping[str, np.ndarray], factor: float) -> None:
@@ -87,10 +90,13 @@ def _add(sums: dict[str, np.ndarray], results: Mapping[str, np.ndarray], factor:
             merge = np.minimum if kind == "low" else np.maximum
             sums[name] = merge(sums[name], value) if name in sums else value
         else:
-            sums[name] = sums[name] + factor * value if name in sums else factor * value
+            value *= factor
+            sums[name] = np.add(sums[name], value, out=sums[name]) if name in sums else value
 
 
-def _nodes(graph: Graph, sites: Sequence[Site], stride: int) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
+def _nodes(
+    graph: Graph, sites: Sequence[Site], stride: int, second: bool
+) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
     """The nodes that compute the moments of sites, and the constants that they need."""
     from onnx import helper
 
@@ -117,8 +123,9 @@ def _nodes(graph: Graph, sites: Sequence[Site], stride: int) -> tuple[list[onnx.
         if stride > 1:
             cut = ["moments.zero", "moments.end", "moments.axis", "moments.stride"]
             states = node("Slice", [states, *cut], f"strided:{site.key}")
-        turned = node("Transpose", [states], f"turned:{site.key}", perm=[1, 0])
-        node("MatMul", [states, turned], f"second:{site.key}")
+        if second:
+            turned = node("Transpose", [states], f"turned:{site.key}", perm=[1, 0])
+            node("MatMul", [states, turned], f"second:{site.key}")
         reduce("ReduceSum", states, f"total:{site.key}")
         reduce("ReduceMin", states, f"low:{site.key}")
         reduce("ReduceMax", states, f"high:{site.key}")
@@ -133,6 +140,8 @@ def spread(moments: Moments, keep: Mapping[str, np.ndarray]) -> Moments:
         moments: of the compact model.
         keep: (features,) bool for each site, features as in the original.
     """
+    if all(mask.all() for mask in keep.values()):
+        return moments
 
     def vector(key: str, array: np.ndarray) -> np.ndarray:
         out = np.zeros(len(keep[key]))

@@ -57,13 +57,15 @@ def observe(graph: Graph, sample: Feeds | None = None) -> Observation:
         ModelError: ONNX Runtime cannot load the model.
         DataError: no sizes tried for symbolic axes let it run.
     """
-    from onnx import helper
-
-    plain = Session(graph.message(outputs=_made(graph)), device="cpu", optimize=False)
-    tensors = [name for name, kind, _ in plain.outputs if kind.startswith("tensor(")]
-    types = {name: DTYPES[kind] for name, kind, _ in plain.outputs if kind in DTYPES}
-    nodes = [helper.make_node("Shape", [name], [PREFIX + name]) for name in tensors]
-    session = Session(graph.message(nodes=nodes, outputs=[PREFIX + n for n in tensors]), device="cpu", optimize=False)
+    try:
+        session = _exposed(graph, _made(graph))
+    except ModelError:  # a sequence has no shape, and only ONNX Runtime knows which values are sequences
+        plain = Session(graph.message(outputs=_made(graph)), device="cpu", optimize=False)
+        session = _exposed(graph, [name for name, kind, _ in plain.outputs if kind.startswith("tensor(")])
+    tensors = [name.removeprefix(PREFIX) for name, _, _ in session.outputs if name.startswith(PREFIX)]
+    types = {name: DTYPES[kind] for name, kind, _ in session.outputs if kind in DTYPES and not name.startswith(PREFIX)}
+    if session.widened:  # what runs in float32 may be bfloat16 in the file
+        types = {name: kind for name, kind in types.items() if kind is not np.float32}
     failure: ModelError | None = None
     for pair in sizes_to_try(session, sample):
         try:
@@ -78,6 +80,15 @@ def observe(graph: Graph, sample: Feeds | None = None) -> Observation:
     if sample is None and any(not isinstance(size, int) for _, _, shape in session.inputs for size in shape):
         raise DataError(f"no sizes tried for the symbolic axes let the model run; give --data. {failure}")
     raise ModelError(str(failure))
+
+
+def _exposed(graph: Graph, tensors: list[str]) -> Session:
+    """A session that gives out tensors, and the shape of each, which alone is fetched."""
+    from onnx import helper
+
+    nodes = [helper.make_node("Shape", [name], [PREFIX + name]) for name in tensors]
+    model = graph.message(nodes=nodes, outputs=[*tensors, *(PREFIX + name for name in tensors)])
+    return Session(model, device="cpu", optimize=False)
 
 
 def synthetic(session: Session, sizes: Mapping[tuple[str, int], int], sample: Feeds | None = None) -> Feeds:

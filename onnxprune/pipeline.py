@@ -99,7 +99,7 @@ def inspect(
         residual: whether units that normalizations run over are groups too.
         allow_io: what inputs and outputs of the model may lose: "head" for the heads that caches hold.
     """
-    return Run(model, data, Feeding(device="cpu"), quiet, residual=residual, allow_io=allow_io).units
+    return Run(model, data, Feeding(device="cpu"), quiet, residual=residual, allow_io=allow_io, fast=False).units
 
 
 def score(
@@ -159,21 +159,19 @@ def prune(
     run = Run(model, data, feeding or Feeding(), progress or quiet, residual=method.residual, allow_io=method.allow_io)
     whole = Scores("", {name: np.arange(group.size, dtype=float) for name, group in run.units.groups.items()})
     select(run.units, whole, budget, method.limits)  # an impossible budget shall fail before any work
-    moments = run.calibrate(run.graph)
-    run.fold(moments)
     keep: dict[str, np.ndarray] = {}
     first: Scores | None = None
+    compact, plan = run.graph, None
     for step in range(1, method.rounds + 1):
-        scores = run.score(moments, keep, ranking)
+        scores = run.rank(compact, plan, keep, ranking)
         first = first or scores
         keep = select(run.units, scores, _part(budget, step / method.rounds), method.limits, start=keep)
         plan = run.units.plan(keep, _settings(budget, ranking, method, run))
         compact = remove(run.units.graph, plan)
         difference = verify(run.units, plan, compact, run.proof)
         run.progress("rounds", step, method.rounds)
-        if step < method.rounds:
-            moments = run.calibrate(compact, plan)
     assert first is not None
+    assert plan is not None
     report = Report(run.cost({}, run.graph), run.cost(keep, compact), unrefit=run.quality(compact, plan))
     notes = [*run.notes, *([_inexact(method)] if plan.inexact else []), *_changed(plan, compact)]
     if method.refit:

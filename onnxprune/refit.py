@@ -19,11 +19,13 @@ import numpy as np
 from scipy import linalg
 
 from onnxprune.graph import Graph
+from onnxprune.precision import is_floating
 from onnxprune.records import Plan, Site, Weight
 from onnxprune.runtime import Feeds, Session
 from onnxprune.states import by_feature, kept_features, state_nodes
 from onnxprune.structure import label
 from onnxprune.units import Units
+from onnxprune.writing import Message
 
 if TYPE_CHECKING:
     import onnx
@@ -86,7 +88,9 @@ def _readers(units: Units, plan: Plan) -> list[Weight]:
             if not itself and not kept_features(reader.site, plan).all():
                 found[reader.tensor, reader.axis] = reader
     order = {label(node): i for i, node in enumerate(units.graph.nodes)}
-    own = [r for r in found.values() if r.tensor in units.graph.constants and len(uses[r.tensor]) == 1]
+    constants = units.graph.constants
+    plain = [r for r in found.values() if r.tensor in constants and is_floating(constants[r.tensor].dtype)]
+    own = [r for r in plain if len(uses[r.tensor]) == 1]
     return sorted((reader for reader in own if _parts(reader)), key=lambda reader: order[reader.node])
 
 
@@ -120,8 +124,10 @@ def _side_by_side(original: Graph, compact: Graph, site: Site, kept: int) -> byt
     """One model of both, up to a site, that gives its moments: states are (features, samples) there."""
     from onnx import ModelProto, compose, helper, numpy_helper
 
-    model: ModelProto = compact.proto()
-    other: ModelProto = compose.add_prefix(original.proto(), PREFIX, rename_inputs=False)
+    model, shared = compact.parts()
+    whole, others = original.parts()
+    other: ModelProto = compose.add_prefix(whole, PREFIX, rename_inputs=False)
+    shared |= {PREFIX + name: array for name, array in others.items()}
     model.graph.node.extend(other.graph.node)
     model.graph.initializer.extend(other.graph.initializer)
     del model.graph.output[:]
@@ -142,7 +148,7 @@ def _side_by_side(original: Graph, compact: Graph, site: Site, kept: int) -> byt
     for name in ("refit.gram", "refit.cross", "refit.shape"):
         model.graph.output.add(name=name)
     _drop_unneeded(model)
-    return bytes(model.SerializeToString())
+    return Message.of(model, shared)
 
 
 def _drop_unneeded(model: onnx.ModelProto) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from onnxprune.exact import Exact, find_exact, fold
 from onnxprune.findings import Cost, GroupRow, Latency, Quality
 from onnxprune.graph import Graph, load
 from onnxprune.moments import calibrate, spread
+from onnxprune.precision import step
 from onnxprune.records import CRITERIA, NOT_EXACT, Batch, Moments, Plan, Scores
 from onnxprune.refit import refit
 from onnxprune.runtime import Session
@@ -32,6 +33,13 @@ PROOF_SAMPLES = 8
 """Samples on which the compact model is compared with the masked original."""
 
 QUALITY_BATCH = 128
+
+MOMENTS_LIMIT = 400_000_000
+"""Bytes of second moments that are summed at a time; a model that needs more is calibrated in several passes."""
+
+ROUNDINGS = 16
+"""Steps of the coarsest floating-point type that folding constants into biases may move outputs, relative to them."""
+
 NOT_TRUSTED = "Calibrated on synthetic inputs: the ranking is not to be trusted for real use; give --data."
 
 
@@ -104,9 +112,22 @@ class Run:
         threads: int = 0,
         residual: bool = False,
         allow_io: Collection[str] = (),
+        fast: bool = True,
     ) -> None:
+        """Takes a model over.
+
+        Args:
+            model: the model.
+            data: samples; synthetic inputs when None.
+            feeding: how they are taken.
+            progress: called as work goes on.
+            threads: of the session; 0 for all cores.
+            residual: whether units that normalizations run over are groups too.
+            allow_io: what inputs and outputs of the model may lose: "head" for the heads that caches hold.
+            fast: whether ONNX Runtime may optimize the model, which takes longer than it saves where nothing is run.
+        """
         self.graph, self.feeding, self.progress = as_graph(model), feeding, progress
-        self.session = Session(self.graph.message(), device=feeding.device, threads=threads)
+        self.session = Session(self.graph.message(), device=feeding.device, threads=threads, optimize=fast)
         take = partial(load_data, session=self.session, limit=feeding.samples or None, size=feeding.batch)
         given = take(data) if data is not None else None
         self.sample = given.first(2).feeds if given else None
@@ -117,16 +138,32 @@ class Run:
         self.proof = self.data.first(PROOF_SAMPLES).feeds
         self.exact: dict[str, Exact] = {}
 
-    def calibrate(self, graph: Graph, plan: Plan | None = None) -> Moments:
-        """Moments of a model that has lost what a plan says, features numbered as in the original."""
-        sites = {s.site.key: s.site for group in self.units.groups.values() for s in (*group.pre, *group.post)}
+    def calibrate(
+        self, graph: Graph, plan: Plan | None = None, *, names: Iterable[str] | None = None, second: bool = True
+    ) -> Moments:
+        """Moments of a model that has lost what a plan says, features numbered as in the original.
+
+        Args:
+            graph: the model.
+            plan: what it has lost.
+            names: the groups whose states are recorded, all when None.
+            second: whether second moments are, which take memory.
+        """
+        groups = [self.units.groups[name] for name in (self.units.groups if names is None else names)]
+        sites = {s.site.key: s.site for group in groups for s in (*group.pre, *group.post)}
         kept = {key: kept_features(site, plan) for key, site in sites.items()}
         present = [replace(site, features=int(kept[key].sum())) for key, site in sites.items()]
         counting = counted(self.data, partial(self.progress, "calibration"))
         batches = ((fed(plan, batch.feeds) if plan else batch.feeds, batch.real) for batch in counting)
         feeding = self.feeding
         moments = calibrate(
-            graph, present, batches, device=feeding.device, stride=feeding.stride, source=self.data.source
+            graph,
+            present,
+            batches,
+            device=feeding.device,
+            stride=feeding.stride,
+            source=self.data.source,
+            second=second,
         )
         return spread(moments, kept)
 
@@ -137,17 +174,61 @@ class Run:
         if folded is self.units:
             return
         outputs = [Session(units.graph.message(), device="cpu").run(self.proof) for units in (self.units, folded)]
+        allowed = max(TOLERANCE, ROUNDINGS * step(array.dtype for array in self.graph.constants.values()))
         for name, a, b in zip(self.graph.outputs, *outputs, strict=True):
-            if a.dtype.kind == "f" and np.max(np.abs(a - b)) > TOLERANCE * max(1.0, float(np.max(np.abs(a)))):
+            if a.dtype.kind == "f" and np.max(np.abs(a - b)) > allowed * max(1.0, float(np.max(np.abs(a)))):
                 raise VerificationError(
                     f"folding constant units changes the output '{name}'; please report this model."
                 )
         self.units = folded
 
-    def score(self, moments: Moments, keep: Mapping[str, np.ndarray], ranking: Ranking) -> Scores:
+    def rank(self, graph: Graph, plan: Plan | None, keep: Mapping[str, np.ndarray], ranking: Ranking) -> Scores:
+        """Calibrates and scores, part by part where the second moments of all groups would not fit into memory.
+
+        Args:
+            graph: the model as it is now.
+            plan: what it has lost; None in the first round, in which constant and duplicate units are folded too.
+            keep: the units of each group that are still there.
+            ranking: how.
+        """
+        parts = list(self._parts())
+        if plan is None and len(parts) <= 1:
+            moments = self.calibrate(graph)
+            self.fold(moments)
+            return self.score(moments, keep, ranking)
+        if plan is None:
+            self.fold(self.calibrate(graph, second=False))
+        scores = [self.score(self.calibrate(graph, plan, names=part), keep, ranking, names=part) for part in parts]
+        by_group = {name: values for part in scores for name, values in part.by_group.items()}
+        notes = {name: note for part in scores for name, note in part.notes.items()}
+        return Scores(ranking.criterion, by_group, notes)
+
+    def _parts(self) -> Iterator[list[str]]:
+        """The groups in order, as many at a time as have their second moments in MOMENTS_LIMIT bytes."""
+        part: list[str] = []
+        used = 0
+        for name, group in self.units.groups.items():
+            needed = sum(8 * states.site.features**2 for states in (*group.pre, *group.post))
+            if part and used + needed > MOMENTS_LIMIT:
+                yield part
+                part, used = [], 0
+            part.append(name)
+            used += needed
+        if part:
+            yield part
+
+    def score(
+        self,
+        moments: Moments,
+        keep: Mapping[str, np.ndarray],
+        ranking: Ranking,
+        *,
+        names: Iterable[str] | None = None,
+    ) -> Scores:
         """Scores of what is still there; units that can go without a trace come before all others."""
+        groups = {name: self.units.groups[name] for name in (self.units.groups if names is None else names)}
         scores = score_units(
-            self.units,
+            replace(self.units, groups=groups),
             moments,
             self._weights(),
             keep,
@@ -158,6 +239,8 @@ class Run:
         )
         by_group = dict(scores.by_group)
         for name, exact in self.exact.items():
+            if name not in groups:
+                continue
             by_group[name] = by_group[name].copy()
             by_group[name][sorted(exact.units)] = -np.inf
         return replace(scores, by_group=by_group)

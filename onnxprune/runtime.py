@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.errors import DeviceError, ModelError
+from onnxprune.writing import Message
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Session:
         provider: the execution provider in use, e.g. "CPUExecutionProvider".
         inputs: (name, ONNX type, shape) of each input; unknown sizes are strings or None.
         outputs: the same of each output.
+        widened: whether it runs in float32 what the model has in half precision.
     """
 
     def __init__(
@@ -74,6 +76,8 @@ class Session:
             options.inter_op_num_threads = 1
         if not spin:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._weights = {name: np.ascontiguousarray(array) for name, array in shared_by(model).items()}
+        self.widened = isinstance(model, Message) and model.widened
         source = model if isinstance(model, bytes) else str(model)
         try:
             self._session = _open(onnxruntime, source, options, device)
@@ -83,7 +87,9 @@ class Session:
             raise ModelError(f"ONNX Runtime cannot load the model: {first_line(error)}") from error
         self._adapt = adapt
         self.provider: str = self._session.get_providers()[0]
-        self.inputs = [(x.name, x.type, tuple(x.shape)) for x in self._session.get_inputs()]
+        self.inputs = [
+            (x.name, x.type, tuple(x.shape)) for x in self._session.get_inputs() if x.name not in self._weights
+        ]
         self.outputs = [(x.name, x.type, tuple(x.shape)) for x in self._session.get_outputs()]
 
     def run(self, feeds: Feeds, names: Sequence[str] | None = None) -> list[np.ndarray]:
@@ -98,9 +104,15 @@ class Session:
         """
         wanted = list(names) if names is not None else [name for name, _, _ in self.outputs]
         try:
-            return list(self._session.run(wanted, dict(self._adapt(feeds) if self._adapt else feeds)))
+            given = self._adapt(feeds) if self._adapt else feeds
+            return list(self._session.run(wanted, {**self._weights, **given}))
         except Exception as error:  # as above
             raise ModelError(f"ONNX Runtime cannot run the model: {first_line(error)}") from error
+
+
+def shared_by(model: bytes | Path) -> Mapping[str, np.ndarray]:
+    """The weights that a message leaves to whoever runs it."""
+    return model.arrays if isinstance(model, Message) else {}
 
 
 def _open(onnxruntime: Any, source: bytes | str, options: Any, device: str) -> Any:

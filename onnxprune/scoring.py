@@ -12,10 +12,9 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
-from scipy import linalg
+from scipy import linalg, sparse
 
 from onnxprune.errors import PlanError
 from onnxprune.records import CRITERIA, Group, Moments, Scores, States, Weight
@@ -25,6 +24,8 @@ from onnxprune.units import Units
 
 BETWEEN = "no nonlinearity between its writers and readers: ranked by reconstruction cost"
 INSIDE = "its gates are inside one operator and cannot be recorded: ranked by reconstruction cost"
+ROWS = 256
+"""Rows of a weight that are squared at a time."""
 
 RIDGE = 1e-3
 """Ridge of the removal cost, relative to the mean of the diagonal."""
@@ -50,12 +51,12 @@ class Evidence:
     options: SpectralOptions
     seed: int
 
-    @cached_property
+    @property
     def post(self) -> tuple[np.ndarray, np.ndarray]:
         """Second moments and covariances of what the readers contract, sites added up: (n, n) each."""
         return self._states(self.group.post)
 
-    @cached_property
+    @property
     def pre(self) -> tuple[np.ndarray, np.ndarray]:
         """The same of what enters the first nonlinearity."""
         return self._states(self.group.pre)
@@ -65,19 +66,23 @@ class Evidence:
         for states in sides:
             site = states.site.key
             columns, blocks = self._columns(states.unit_of)
-            second = self.moments.second[site][np.ix_(columns, columns)] / self.moments.count[site]
+            second = self.moments.second[site][np.ix_(columns, columns)]
+            second /= self.moments.count[site]
             mean = self.moments.total[site][columns] / self.moments.count[site]
             metric: np.ndarray | float = 1.0
             if len(columns) > len(self.kept):
                 metric = np.eye(len(columns)) if states.rows is None else self._metric(states.rows[columns])
             gram += blocks @ (second * metric) @ blocks.T
-            covariance += blocks @ ((second - np.outer(mean, mean)) * metric) @ blocks.T
+            second -= np.outer(mean, mean)
+            covariance += blocks @ (second * metric) @ blocks.T
         return gram, covariance
 
-    def _columns(self, unit_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _columns(self, unit_of: np.ndarray) -> tuple[np.ndarray, sparse.csr_array]:
         """The positions of the kept units, and a (n, positions) indicator of whose they are."""
         columns = np.flatnonzero(np.isin(unit_of, self.kept))
-        return columns, (unit_of[columns] == self.kept[:, None]).astype(float)
+        rows = np.searchsorted(self.kept, unit_of[columns])
+        shape = len(self.kept), len(columns)
+        return columns, sparse.csr_array((np.ones(len(columns)), (rows, np.arange(len(columns)))), shape)
 
     def _metric(self, rows: np.ndarray) -> np.ndarray:
         """Inner products of what the first reader makes of features: units of several are compared where they meet."""
@@ -97,13 +102,20 @@ class Evidence:
         total = np.zeros(len(self.kept))
         for weight in weights:
             columns, blocks = self._columns(weight.unit_of)
-            total += blocks @ np.sum(np.abs(_rows(self.weights[weight.tensor], weight.axis)[columns]) ** order, axis=1)
+            total += blocks @ _powers(self.weights[weight.tensor], weight.axis, order)[columns]
         return total ** (1 / order)
 
 
 def _rows(weight: np.ndarray, axis: int) -> np.ndarray:
     """A weight as (positions of the axis, everything else), in float64."""
     return np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1).astype(np.float64)
+
+
+def _powers(weight: np.ndarray, axis: int, order: int) -> np.ndarray:
+    """Sums of powers of absolute values for each position of an axis, a few positions at a time for memory's sake."""
+    rows = np.moveaxis(weight, axis, 0)
+    parts = (rows[i : i + ROWS].reshape(len(rows[i : i + ROWS]), -1) for i in range(0, len(rows), ROWS))
+    return np.concatenate([np.sum(np.abs(part.astype(np.float64)) ** order, axis=1) for part in parts])
 
 
 def spectral(evidence: Evidence) -> np.ndarray:

@@ -19,6 +19,9 @@ import numpy as np
 LIMIT = 4096
 """Elements above which a tensor holds data rather than sizes."""
 
+FLOAT_LIMIT = 64
+"""The same for floating-point numbers, of which only scales and what sizes are divided by steer shapes."""
+
 
 Place = tuple[str, int]
 """Where a term stands first: a tensor and a flat index in it."""
@@ -95,7 +98,7 @@ def is_fixed(term: Term) -> bool:
 
 def literals(name: str, array: np.ndarray) -> np.ndarray | None:
     """The terms of a constant; None when it holds data rather than sizes."""
-    if array.size > LIMIT or array.dtype.kind not in "iubf":
+    if array.size > (FLOAT_LIMIT if array.dtype.kind == "f" else LIMIT) or array.dtype.kind not in "iubf":
         return None
     flat = [Literal(value, (name, i)) for i, value in enumerate(array.ravel().tolist())]
     return _array(flat, array.shape)
@@ -287,7 +290,10 @@ def _range(attrs: Mapping[str, Any], start: np.ndarray, limit: np.ndarray, delta
     values = range(*(ints(x)[0] for x in (start, limit, delta)))
     if len(values) > LIMIT:
         raise ValueError("too many elements to be sizes")
-    return _array(map(Literal, values), (len(values),))
+    bounds = tuple(x.ravel()[0] for x in (start, limit, delta))
+    if all(isinstance(bound, Literal) for bound in bounds):
+        return _array(map(Literal, values), (len(values),))
+    return _array((Computed("Range", bounds, value) for value in values), (len(values),))
 
 
 def _reduce(op: str, function: Callable[[Any, Any], float]) -> Callable[..., np.ndarray]:

@@ -21,6 +21,9 @@ from scipy import linalg, sparse
 
 log = logging.getLogger(__name__)
 
+ROWS = 256
+"""Neurons whose neighbours are sought at a time."""
+
 DENSE_LIMIT = 1000
 """Neurons up to which eigenpairs come from a dense solver."""
 
@@ -84,12 +87,10 @@ def neighbour_graph(distances: np.ndarray, k: int, weights: str = "unit") -> spa
         (n, n) symmetric adjacency with one connected component.
     """
     n = len(distances)
-    own = distances.copy()
-    np.fill_diagonal(own, np.inf)
-    nearest = np.argsort(own, axis=1, kind="stable")[:, : min(k, n - 1)]  # (n, k)
+    nearest = np.concatenate([_nearest(distances, start, k) for start in range(0, n, ROWS)])  # (n, k)
     rows = np.repeat(np.arange(n), nearest.shape[1])
     pairs = np.stack([rows, nearest.ravel()])
-    pairs = np.concatenate([pairs, _bridges(own, pairs)], axis=1)
+    pairs = np.concatenate([pairs, _bridges(distances, pairs)], axis=1)
     pairs = np.unique(np.sort(pairs, axis=0), axis=1)  # each edge once
     values = np.ones(pairs.shape[1])
     if weights == "inverse":
@@ -97,6 +98,13 @@ def neighbour_graph(distances: np.ndarray, k: int, weights: str = "unit") -> spa
         values = 1 / np.maximum(lengths, 1e-6 * max(float(lengths.mean()), 1e-300))  # equal neurons: finite weight
     upper = sparse.coo_array((values, (pairs[0], pairs[1])), shape=(n, n))
     return sparse.csr_array(upper + upper.T)
+
+
+def _nearest(distances: np.ndarray, start: int, k: int) -> np.ndarray:
+    """The k nearest others of a few neurons, (rows, k)."""
+    own = distances[start : start + ROWS].copy()
+    own[np.arange(len(own)), start + np.arange(len(own))] = np.inf
+    return np.argsort(own, axis=1, kind="stable")[:, : min(k, len(distances) - 1)]
 
 
 def _bridges(distances: np.ndarray, pairs: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
@@ -133,6 +133,23 @@ class Structure:
     varying: frozenset[tuple[str, int]] = frozenset()
     omitted: list[tuple[str, int, tuple[Layout, ...]]] = field(default_factory=list)
     batch: int = 1
+
+
+class Numbers(Mapping[int, tuple[Entry, ...]]):
+    """The numbers of a node by input, made when its rule asks for them: most rules never do."""
+
+    def __init__(self, terms: Mapping[int, np.ndarray]) -> None:
+        self._terms = terms
+
+    def __getitem__(self, index: int) -> tuple[Entry, ...]:
+        flat = enumerate(self._terms[index].ravel())
+        return tuple(Entry(sizes.value_of(term), sizes.is_fixed(term), None, index, place) for place, term in flat)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._terms)
+
+    def __len__(self) -> int:
+        return len(self._terms)
 
 
 def label(node: gs.Node) -> str:
@@ -267,8 +284,7 @@ class _Inference:
         because = f"{node.op} works on this axis as a whole"
         facts: list[Fact] = []
         if registered is None:
-            where = f" of domain {node.domain}" if node.domain else ""
-            because = f"{node.op}{where} has no rule (opset {view.version})"
+            because = self._unruled(node, view.version)
         else:
             try:
                 facts = list(registered.rule(view))
@@ -283,20 +299,23 @@ class _Inference:
             self._pin((axis for axis in tensor.axes if id(axis) not in seen), because, label(node))
         followed = all(tensor.name in self.terms for tensor in node.outputs)
         for i, tensor in enumerate(node.inputs):
-            if tensor.name in self.terms and not followed and i not in view.read:
+            steers = tensor.name in self.terms and tensor.name not in self.graph.constants
+            if steers and not followed and i not in view.read:
                 self.steering.append((tensor.name, label(node)))
+
+    def _unruled(self, node: gs.Node, version: int) -> str:
+        """Why a node without a rule keeps all its axes."""
+        where = f" of domain {node.domain}" if node.domain else ""
+        if any(function.name == node.op and function.domain == node.domain for function in self.graph.source.functions):
+            return f"{node.op}{where} is a local function, which is left whole"
+        if any(hasattr(value, "nodes") for value in node.attrs.values()):
+            return f"{node.op} has a body of its own, which is left whole"
+        return f"{node.op}{where} has no rule (opset {version})"
 
     def _view(self, node: gs.Node) -> Node:
         """The node as its rule sees it."""
         attrs = {k: v for k, v in node.attrs.items() if isinstance(v, int | float | str | list)}
-        numbers = {
-            i: tuple(
-                Entry(sizes.value_of(term), sizes.is_fixed(term), None, i, j)
-                for j, term in enumerate(self.terms[tensor.name].ravel())
-            )
-            for i, tensor in enumerate(node.inputs)
-            if tensor.name in self.terms
-        }
+        numbers = Numbers({i: self.terms[x.name] for i, x in enumerate(node.inputs) if x.name in self.terms})
         inputs, outputs = (tuple(self._tensor(t.name) for t in x) for x in (node.inputs, node.outputs))
         zeros = frozenset(i for i, tensor in enumerate(node.inputs) if tensor.name in self.zeros)
         return Node(node.op, self.graph.opset(node.domain or ""), inputs, outputs, attrs, numbers, zeros)
@@ -312,7 +331,7 @@ class _Inference:
             if fact.role:
                 self._note_use(node, fact)
         elif isinstance(fact, Normalized) and self.residual:
-            output = node.outputs[0].name
+            output = first_output(node)
             self.out.normalized[output] = (*self.out.normalized.get(output, ()), fact.axis)
         elif isinstance(fact, Pinned | Normalized):
             pin(fact.axis, Kept(fact.because, label(node)))

@@ -45,6 +45,19 @@ if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
 
+QUANTIZED = {
+    "ConvInteger": (1,),
+    "DequantizeLinear": (0,),
+    "MatMulInteger": (0, 1),
+    "QGemm": (0, 3, 6),
+    "QLinearAdd": (0, 3),
+    "QLinearConv": (3, 8),
+    "QLinearMatMul": (0, 3),
+    "QLinearMul": (0, 3),
+}
+"""Inputs at which an integer constant is a weight."""
+
+
 @dataclass(frozen=True, slots=True)
 class Units:
     """The groups of a model and all that follows from removing their units.
@@ -242,6 +255,7 @@ class _Finder:
         for use in structure.uses:
             for leaf in dict.fromkeys(leaves(use.part)):
                 self.uses[use.role][leaf].append(use)
+        self.read_at = {leaf: {(use.data, use.output) for use in uses} for leaf, uses in self.uses["reads"].items()}
         self.places: dict[Dim, dict[str, int]] = defaultdict(dict)
         for tensor, axes in structure.axes.items():
             for i, axis in enumerate(axes):
@@ -255,9 +269,12 @@ class _Finder:
             for axis in axes:
                 self.overlaps |= dict.fromkeys(_overlaps(resolve(axis)))
         self.readers_of: dict[str, list[gs.Node]] = defaultdict(list)
+        self.quantized: set[str] = set()
         for node in structure.graph.nodes:
-            for tensor in node.inputs:
+            for i, tensor in enumerate(node.inputs):
                 self.readers_of[tensor.name].append(node)
+                if i in QUANTIZED.get(node.op, ()):
+                    self.quantized.add(tensor.name)
         self.inexact = {leaf for axes in structure.normalized.values() for axis in axes for leaf in leaves(axis)}
 
     def units(self) -> Units:
@@ -396,8 +413,7 @@ class _Finder:
 
     def _reads(self, node: gs.Node, tensor: str, leaf: Dim) -> bool:
         """Whether a node contracts these units, so that the way from the writer ends there."""
-        output = first_output(node)
-        return any(use.data == tensor and use.output == output for use in self.uses["reads"][leaf])
+        return (tensor, first_output(node)) in self.read_at.get(leaf, ())
 
     def _is_linear(self, node: gs.Node) -> bool:
         """Whether a node is linear: its operator is, and what it multiplies by is constant."""
@@ -445,7 +461,7 @@ class _Finder:
     def _kept(self, free: set[Dim]) -> Iterator[KeptAxis]:
         """Axes of constants that keep positions, and why."""
         for name, array in self.structure.graph.constants.items():
-            if array.dtype.kind in "biu" or name in self.structure.graph.copies:
+            if not self._is_weight(name, array) or name in self.structure.graph.copies:
                 continue
             for i, axis in enumerate(self.structure.axes[name]):
                 for leaf in leaves(axis):
@@ -459,11 +475,15 @@ class _Finder:
             return Kept("no weight of the model writes it", "")
         return Kept("no weight of the model reads it" if not self.uses["reads"][leaf] else "it is one unit", "")
 
+    def _is_weight(self, name: str, array: np.ndarray) -> bool:
+        """Whether a constant holds weights: floating-point numbers, or integers that stand for such numbers."""
+        return array.dtype.kind not in "biuSUO" or name in self.quantized
+
     def _parameters(self) -> Iterator[tuple[Layout, ...]]:
-        """The axes of every constant that holds floating-point numbers; copies are stored once."""
+        """The axes of every constant that holds weights; copies are stored once."""
         graph = self.structure.graph
         for name, array in graph.constants.items():
-            if array.dtype.kind not in "biuSUO" and array.ndim and name not in graph.copies:
+            if self._is_weight(name, array) and array.ndim and name not in graph.copies:
                 yield self.structure.axes[name]
 
 

@@ -11,9 +11,60 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxprune.precision import BRAIN, HALF, mentions, widen
+
 if TYPE_CHECKING:
     import onnx
     import onnx_graphsurgeon as gs
+
+
+class Message(bytes):
+    """A serialized model for a runtime, and the large weights that it has as inputs instead of holding them.
+
+    Why inputs: they are the one way by which a session of ONNX Runtime reads weights where they lie. Initializers
+    that are handed to it are copied, and the masked and the compact model are both loaded when they are compared.
+
+    Attributes:
+        arrays: those weights by name.
+        widened: whether the message is in float32 where the model is in bfloat16 or float16.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    widened: bool
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto, shared: Mapping[str, np.ndarray], *, single: bool = False) -> Message:
+        """Serializes a model, whose initializers `shared` become inputs. Edits the model.
+
+        Args:
+            model: the model.
+            shared: its large weights.
+            single: whether float16 becomes float32; bfloat16, which ONNX Runtime lacks on the CPU, always does.
+        """
+        kinds = [kind for kind in ((BRAIN, HALF) if single else (BRAIN,)) if mentions(model, kind)]
+        if kinds:
+            widen(model, kinds)
+            halves = {
+                name
+                for name, array in shared.items()
+                if {"float16": HALF, "bfloat16": BRAIN}.get(array.dtype.name) in kinds
+            }
+            shared = {name: array.astype(np.float32) if name in halves else array for name, array in shared.items()}
+        if shared:
+            kept = [tensor for tensor in model.graph.initializer if tensor.name not in shared]
+            declared = {value.name for value in model.graph.input}
+            for tensor in model.graph.initializer:
+                if tensor.name in shared and tensor.name not in declared:
+                    value = model.graph.input.add(name=tensor.name)
+                    value.type.tensor_type.elem_type = tensor.data_type
+                    for size in tensor.dims:
+                        value.type.tensor_type.shape.dim.add(dim_value=size)
+            del model.graph.initializer[:]
+            model.graph.initializer.extend(kept)
+        message = cls(model.SerializeToString())
+        message.arrays = dict(shared)
+        message.widened = bool(kinds)
+        return message
 
 
 def constant_of(node: onnx.NodeProto) -> np.ndarray | None:
@@ -69,8 +120,9 @@ def export(
     declared = {tensor.name: tensor for tensor in model.graph.initializer}
     arrays = {name: constants[name] for name in declared if name in constants}
     from_nodes = {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
+    written = {*merged, *declared, *from_nodes}
     for name in constants:
-        if name in used and not {name} & {*merged, *declared, *from_nodes}:
+        if name in used and name not in written:
             arrays[name] = constants[name]
             declared[name] = model.graph.initializer.add(name=name)
             if model.ir_version < 4:  # there every initializer must be an input too

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -154,3 +156,12 @@ def test_normal_form() -> None:
     assert resolve(Concat((NONE, a))) is a
     assert product(a, NONE) is NONE
     assert dim(1) is ONE and dim(0) is NONE
+
+
+def test_a_chain_of_ten_thousand_bindings_is_no_recursion() -> None:
+    chain = [dim(6) for _ in range(10_000)]
+    for a, b in itertools.pairwise(chain):
+        unify(a, b, WHY)
+    assert same(chain[0], chain[-1])
+    unify(chain[-1], product(dim(2), dim(3)), WHY)
+    assert [leaf.size for leaf in leaves(chain[0])] == [2, 3]

@@ -27,7 +27,7 @@ operator like any other, one generic step of surgery then brings every number up
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,7 +120,7 @@ class Node:
     inputs: tuple[Tensor | None, ...]
     outputs: tuple[Tensor | None, ...]
     attrs: dict[str, Any]
-    numbers: dict[int, tuple[Entry, ...]] = field(default_factory=dict)
+    numbers: Mapping[int, tuple[Entry, ...]] = field(default_factory=dict)
     zeros: frozenset[int] = frozenset()
     read: set[int] = field(default_factory=set)
 

@@ -7,7 +7,22 @@ from collections.abc import Iterator
 from onnxprune.rules.base import MICROSOFT, Fact, Node, broadcast, carries, rule
 
 carries("Identity", "Cast", "CastLike", "Neg", "Dropout", linear=True)
-carries("Abs", "Ceil", "Erf", "Exp", "Floor", "IsInf", "IsNaN", "Log", "Not", "Reciprocal", "Round", "Sign", "Sqrt")
+carries(
+    "Abs",
+    "BitwiseNot",
+    "Ceil",
+    "Erf",
+    "Exp",
+    "Floor",
+    "IsInf",
+    "IsNaN",
+    "Log",
+    "Not",
+    "Reciprocal",
+    "Round",
+    "Sign",
+    "Sqrt",
+)
 carries("Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cos", "Cosh", "Sin", "Sinh", "Tan", "Tanh")
 carries("Celu", "Clip", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "Relu", "Selu", "Shrink")
 carries("Sigmoid", "Softplus", "Softsign", "Swish", "ThresholdedRelu")
@@ -15,7 +30,20 @@ carries("Gelu", "QuickGelu", domain=MICROSOFT)
 
 
 @rule("Add", "Div", "Mean", "Mul", "Sub", "Sum", linear=True)
-@rule("And", "BitShift", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Or", "Xor")
+@rule(
+    "And",
+    "BitShift",
+    "BitwiseAnd",
+    "BitwiseOr",
+    "BitwiseXor",
+    "Equal",
+    "Greater",
+    "GreaterOrEqual",
+    "Less",
+    "LessOrEqual",
+    "Or",
+    "Xor",
+)
 @rule("Max", "Min", "Mod", "Pow", "PRelu", "Where")
 @rule("BiasGelu", "FastGelu", domain=MICROSOFT)
 def broadcasting(node: Node) -> Iterator[Fact]:

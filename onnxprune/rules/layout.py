@@ -203,12 +203,6 @@ def gather(node: Node) -> Iterator[Fact]:
         yield counts(entry, x.axis(axis), pick)
 
 
-@rule("GatherElements", "GatherND", "ScatterElements", "ScatterND")
-def indexed(node: Node) -> Iterator[Fact]:
-    """Positions that data decide: everything stays whole."""
-    yield from ()
-
-
 @rule("Expand", linear=True)
 def expand(node: Node) -> Iterator[Fact]:
     """Y = X repeated along axes of size 1 and along new axes on the left."""

@@ -11,6 +11,7 @@ from onnxprune.torch_bridge import (
     linear,
     normalize,
     pool,
+    quantize,
     recurrent,
     reduce,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "missing_operators",
     "normalize",
     "pool",
+    "quantize",
     "recurrent",
     "reduce",
     "to_onnx",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from onnxprune.torch_bridge.base import Ints, Number, Tensor, integer, ints, operator
+from onnxprune.torch_bridge.base import Ints, Number, Tensor, dtype_of, integer, ints, operator
 
 
 @operator(
@@ -79,3 +79,10 @@ def one_hot(indices: Tensor, depth: Number, values: Tensor, *, axis: int = -1) -
 def trilu(x: Tensor, k: Number = 0, *, upper: int = 1) -> Tensor:
     """X above or below a diagonal, zeros elsewhere."""
     return torch.triu(x, integer(k)) if upper else torch.tril(x, integer(k))
+
+
+@operator("EyeLike")
+def eye_like(x: Tensor, *, dtype: int | None = None, k: int = 0) -> Tensor:
+    """Ones on a diagonal, zeros elsewhere, in the sizes of X."""
+    ones = torch.ones(x.shape, dtype=x.dtype if dtype is None else dtype_of(dtype), device=x.device)
+    return torch.triu(torch.tril(ones, k), k)

@@ -297,6 +297,12 @@ def bit_shift(a: Tensor, b: Tensor, *, direction: str) -> Tensor:
     return torch.where(places > 0, halved >> (places - 1), wide).to(a.dtype)
 
 
+operator("BitwiseAnd")(torch.bitwise_and)
+operator("BitwiseNot")(torch.bitwise_not)
+operator("BitwiseOr")(torch.bitwise_or)
+operator("BitwiseXor")(torch.bitwise_xor)
+
+
 @operator("Max")
 def max_(*operands: Tensor) -> Tensor:
     """The largest of the operands, element by element."""

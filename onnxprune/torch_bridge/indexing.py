@@ -67,3 +67,22 @@ def _written(x: Tensor, axis: int, places: Tensor, updates: Tensor, reduction: s
     if reduction == "none":
         return x.scatter(axis, places, updates)
     return x.scatter_reduce(axis, places, updates, REDUCTIONS[reduction])
+
+
+@operator("Compress")
+def compress(x: Tensor, condition: Tensor, *, axis: int | None = None) -> Tensor:
+    """The positions of an axis, or of all as one, at which a condition holds; a short condition ends early."""
+    if axis is None:
+        x, axis = x.reshape(-1), 0
+    return x.index_select(axis, torch.nonzero(condition).reshape(-1))
+
+
+@operator("ReverseSequence")
+def reverse_sequence(x: Tensor, lengths: Tensor, *, batch_axis: int = 1, time_axis: int = 0) -> Tensor:
+    """X with the first positions of the time axis in reverse, their number given for each sample."""
+    rows = x.movedim((batch_axis, time_axis), (0, 1))
+    steps = torch.arange(rows.shape[1], device=x.device).unsqueeze(0)
+    many = lengths.reshape(-1, 1)
+    places = torch.where(steps < many, many - 1 - steps, steps)
+    places = places.reshape(*places.shape, *[1] * (rows.dim() - 2)).expand_as(rows)
+    return rows.gather(1, places).movedim((0, 1), (batch_axis, time_axis))

@@ -232,3 +232,34 @@ def _weight(distance: Tensor, mode: str, a: float) -> Tensor:
     near = ((a + 2) * d - (a + 3)) * d * d + 1
     far = (((d - 5) * d + 8) * d - 4) * a
     return torch.where(d <= 1, near, torch.where(d < 2, far, torch.zeros_like(d)))
+
+
+SAMPLERS = {
+    "linear": "bilinear",
+    "bilinear": "bilinear",
+    "cubic": "bicubic",
+    "bicubic": "bicubic",
+    "nearest": "nearest",
+}
+"""torch's names of the modes of GridSample, whose names changed with opset 20."""
+
+
+def _unknown_sampler(attrs: dict[str, Any]) -> str | None:
+    mode, padding = attrs.get("mode", "linear"), attrs.get("padding_mode", "zeros")
+    if mode not in SAMPLERS:
+        return f"mode {mode}"
+    return None if padding in ("zeros", "border", "reflection") else f"padding_mode {padding}"
+
+
+@operator("GridSample", lacks=_unknown_sampler)
+def grid_sample(
+    x: Tensor, grid: Tensor, *, align_corners: int = 0, mode: str = "linear", padding_mode: str = "zeros"
+) -> Tensor:
+    """Y[N,C,p] = X[N,C,..] interpolated at grid[N,p], whose coordinates run from -1 to 1."""
+    return F.grid_sample(x, grid, SAMPLERS[mode], padding_mode, bool(align_corners))
+
+
+@operator("AffineGrid")
+def affine_grid(theta: Tensor, size: Ints, *, align_corners: int = 0) -> Tensor:
+    """The points of an image of given sizes under an affine map of each sample."""
+    return F.affine_grid(theta, ints(size), bool(align_corners))

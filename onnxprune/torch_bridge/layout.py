@@ -179,3 +179,37 @@ def space_to_depth(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
     x = x.reshape(n, c, h, b, w, b)
     x = x.permute(0, 3, 5, 1, 2, 4) if mode == "DCR" else x.permute(0, 1, 3, 5, 2, 4)
     return x.reshape(n, c * b * b, h, w)
+
+
+@operator("CenterCropPad")
+def center_crop_pad(x: Tensor, shape: Ints, *, axes: Sequence[int] | None = None) -> Tensor:
+    """Axes cut or widened with zeros around their middle."""
+    for axis, size in zip(range(x.dim()) if axes is None else axes, ints(shape), strict=True):
+        have = x.shape[axis]
+        if size < have:
+            x = x.narrow(axis, (have - size) // 2, size)
+        elif size > have:
+            sides = [0] * (2 * x.dim())
+            front = (size - have) // 2
+            place = x.dim() - 1 - axis % x.dim()
+            sides[2 * place : 2 * place + 2] = front, size - have - front
+            x = F.pad(x, sides)
+    return x
+
+
+@operator("Col2Im", lacks=lambda attrs: None if len(attrs.get("strides", [0, 0])) == 2 else "other than two axes")
+def col2im(
+    x: Tensor,
+    image_shape: Ints,
+    block_shape: Ints,
+    *,
+    dilations: Sequence[int] = (1, 1),
+    pads: Sequence[int] = (0, 0, 0, 0),
+    strides: Sequence[int] = (1, 1),
+) -> Tensor:
+    """X[N,(C,block),L] becomes Y[N,C,..], overlapping blocks added up."""
+    top, left, bottom, right = pads
+    height, width = ints(image_shape)
+    whole = (height + top + bottom, width + left + right)
+    y = F.fold(x, whole, tuple(ints(block_shape)), tuple(dilations), 0, tuple(strides))
+    return y[:, :, top : top + height, left : left + width]

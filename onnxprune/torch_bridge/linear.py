@@ -216,3 +216,6 @@ def mat_mul_n_bits(
 def _unpacked(x: Tensor, bits: int) -> Tensor:
     """Bytes as numbers of 4 or 8 bits, the low ones first."""
     return x.float() if bits == 8 else torch.stack([x % 16, x // 16], -1).flatten(-2).float()
+
+
+operator("Det")(torch.linalg.det)

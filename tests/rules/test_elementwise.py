@@ -178,6 +178,14 @@ def where_known(draw: Draw) -> tuple[Net, list[int]]:
     return read(net, net.op("Where", condition, *draw(st.permutations(choice))), n), [n]
 
 
+@case("BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot")
+def bits(draw: Draw, op: str) -> tuple[Net, list[int]]:
+    net, h, n = maps(draw)
+    whole = net.op("Cast", net.op("Mul", h, net.constant(np.float32(9))), to=TensorProto.INT32)
+    others = [] if op == "BitwiseNot" else [net.constant(net.random.integers(0, 9, (n, 1, 1)).astype(np.int32))]
+    return read(net, net.op("Cast", net.op(op, whole, *others), to=TensorProto.FLOAT), n), [n]
+
+
 @case("Where")
 def where(draw: Draw) -> tuple[Net, list[int]]:
     net, h, n = maps(draw)

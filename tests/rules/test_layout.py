@@ -220,17 +220,6 @@ def gather_channels(draw: Draw) -> tuple[Net, list[int]]:
     return read(net, out, len(picks)), [used] if used > 1 else []
 
 
-@case("GatherElements", "ScatterElements", "GatherND", "ScatterND")
-def indexed(draw: Draw, op: str) -> tuple[Net, list[int]]:
-    """Positions that data decide: everything there stays, what comes before goes."""
-    net, h, n = maps(draw, edge=2)
-    h = net.conv(net.op("Relu", h), n, 2)
-    index = net.constant(np.zeros((2, 2, 2, 2) if "Elements" in op else (2, 1), np.int64))
-    updates = [net.weight(2, 2, 2, 2)] if op.startswith("Scatter") else []
-    h = net.op(op, h, index, *updates, **({"axis": 0} if "Elements" in op else {}))
-    return read(net, h, 2), [n]
-
-
 @case("Expand")
 def expand(draw: Draw) -> tuple[Net, list[int]]:
     """Pooled features are spread over positions again; channels pass, stated or as 1."""

@@ -35,6 +35,9 @@ CASES = [
     case("Trilu", DATA),
     case("Trilu", DATA, np.array(1), upper=0),
     case("Trilu", DATA, np.array(-1), opset=14),
+    case("EyeLike", (3, 4)),
+    case("EyeLike", (3, 4), k=1, dtype=7),
+    case("EyeLike", (3, 4), k=-1),
 ]
 
 

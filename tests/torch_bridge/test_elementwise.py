@@ -78,6 +78,8 @@ CASES = [
     case("FastGelu", SIGNED, weight(4), domain=MICROSOFT),
     case("QuickGelu", SIGNED, domain=MICROSOFT),
     case("QuickGelu", SIGNED, domain=MICROSOFT, alpha=1.1),
+    *(case(f"Bitwise{op}", np.array([5, 12, -3]), np.array([3, 10, 6]), fed=(0,)) for op in ("And", "Or", "Xor")),
+    case("BitwiseNot", np.array([5, 12, -3]), fed=(0,)),
 ]
 
 

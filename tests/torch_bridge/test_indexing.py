@@ -33,6 +33,10 @@ CASES = [
     case("ScatterElements", DATA, ELEMENTS, weight(2, 3), opset=11),
     case("ScatterElements", DATA, ELEMENTS, weight(2, 3), axis=1),
     *(case("ScatterElements", DATA, ELEMENTS, weight(2, 3), reduction=r) for r in ("add", "mul", "max", "min")),
+    case("Compress", DATA, np.array([True, False, True]), axis=1),
+    case("Compress", DATA, np.array([True, False, True])),
+    case("ReverseSequence", (4, 3, 2), whole(4, 1, 3)),
+    case("ReverseSequence", (3, 4, 2), whole(4, 1, 3), batch_axis=0, time_axis=1),
     case("Scatter", DATA, np.abs(ELEMENTS), weight(2, 3), opset=9),
 ]
 

@@ -10,7 +10,7 @@ import torch
 
 from onnxprune.torch_bridge import missing_operators, to_torch
 from onnxprune.torch_bridge.interpolation import COORDINATES, ROUNDINGS
-from torch_bridge.parity import Case, array, assert_case, case, whole
+from torch_bridge.parity import Case, array, assert_case, case, weight, whole
 
 IMAGE = (1, 2, 5, 4)
 UP, DOWN, ODD = array(1, 1, 2, 3), array(1, 1, 0.7, 0.5), array(1, 1, 1.3, 2.7)
@@ -64,6 +64,16 @@ CASES = [
     case("Resize", (2, 2, 7), None, array(1, 1, 1.5), mode="linear"),
     case("Resize", (1, 2, 3, 4, 3), None, array(1, 1, 2, 2, 2), mode="linear"),
     *(case("Resize", IMAGE, scales, opset=10, mode=mode) for scales in (UP, DOWN) for mode in ("nearest", "linear")),
+    *(
+        case("GridSample", IMAGE, weight(1, 3, 4, 2), mode=mode, padding_mode=padding, align_corners=corners)
+        for mode, padding, corners in itertools.product(
+            ("linear", "cubic", "nearest"), ("zeros", "border", "reflection"), (0, 1)
+        )
+    ),
+    case("GridSample", IMAGE, weight(1, 3, 4, 2), opset=16, mode="bilinear"),
+    case("GridSample", (1, 2, 3, 4, 3), weight(1, 2, 2, 3, 3), mode="linear"),
+    *(case("AffineGrid", weight(2, 2, 3), whole(2, 5, 3, 4), fed=(0,), align_corners=c) for c in (0, 1)),
+    case("AffineGrid", weight(1, 3, 4), whole(1, 2, 2, 3, 4), fed=(0,)),
     *(case("Upsample", IMAGE, UP, opset=9, mode=mode) for mode in ("nearest", "linear")),
     *(case("Upsample", IMAGE, opset=7, mode=mode, scales=[1.0, 1.0, 2.0, 3.0]) for mode in ("nearest", "linear")),
 ]

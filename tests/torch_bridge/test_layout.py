@@ -56,6 +56,10 @@ CASES = [
     case("DepthToSpace", (2, 12, 3, 2), opset=7, blocksize=2),
     *(case("DepthToSpace", (2, 12, 3, 2), opset=13, blocksize=2, mode=mode) for mode in ("DCR", "CRD")),
     case("SpaceToDepth", (2, 3, 4, 6), blocksize=2),
+    case("CenterCropPad", (2, 3, 5, 4), whole(2, 7), axes=[2, -1]),
+    case("CenterCropPad", (2, 5), whole(3, 4)),
+    case("Col2Im", (2, 12, 9), whole(4, 4), whole(2, 2)),
+    case("Col2Im", (2, 12, 6), whole(5, 4), whole(2, 2), pads=[1, 0, 0, 2], strides=[2, 2], dilations=[1, 2]),
 ]
 
 

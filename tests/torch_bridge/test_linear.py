@@ -88,6 +88,8 @@ CASES = [
         **{"domain": MICROSOFT, "bits": 4, "block_size": 16, "K": 32, "N": 5},
     ),
     case("MatMulNBits", (3, 32), *packed(8, 5, 32), domain=MICROSOFT, bits=8, block_size=16, K=32, N=5),
+    case("Det", (3, 3)),
+    case("Det", (2, 4, 3, 3)),
 ]
 
 

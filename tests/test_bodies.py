@@ -1,0 +1,117 @@
+"""Graphs inside graphs, and operators that nobody knows: left whole, with a reason, and still computed."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+import onnxprune
+from builders import Net
+from laws import sizes
+from onnxprune.errors import DataError, ModelError
+from onnxprune.graph import Graph, from_proto
+from onnxprune.surgery import remove, verify
+from onnxprune.units import Units, find_units
+
+FLOAT = TensorProto.FLOAT
+
+
+def info(name: str, *shape: int | str, kind: int = FLOAT) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape or None)
+
+
+def halved(graph: Graph) -> tuple[Units, Graph]:
+    """The model with half of the units of each group gone, held to the law."""
+    units = find_units(graph)
+    plan = units.plan({name: np.arange(group.size) % 2 == 0 for name, group in units.groups.items()})
+    compact = remove(graph, plan)
+    rows = np.random.default_rng(0).standard_normal((2, 4)).astype(np.float32)
+    verify(units, plan, compact, {name: rows for name in graph.inputs})
+    return units, compact
+
+
+def reasons(units: Units) -> set[str]:
+    return {axis.kept.because for axis in units.kept}
+
+
+def branches(net: Net, h: str, hidden: str) -> str:
+    """An If whose bodies read a hidden tensor from outside."""
+    bodies = [
+        helper.make_graph([helper.make_node(op, [hidden], [f"{op}.y"])], op, [], [info(f"{op}.y")])
+        for op in ("Relu", "Neg")
+    ]
+    total = net.op("ReduceSum", h, keepdims=0)
+    return net.op(
+        "If", net.op("Greater", total, net.constant(np.float32(0))), then_branch=bodies[0], else_branch=bodies[1]
+    )
+
+
+def loop(net: Net, h: str, hidden: str) -> str:
+    """A Loop that adds a tensor from outside to its state."""
+    nodes = [helper.make_node("Add", ["state", hidden], ["sum"]), helper.make_node("Identity", ["go"], ["on"])]
+    steering = [("i", TensorProto.INT64), ("go", TensorProto.BOOL)]
+    inputs = [*(helper.make_tensor_value_info(name, kind, []) for name, kind in steering), info("state")]
+    body = helper.make_graph(nodes, "body", inputs, [info("on", kind=TensorProto.BOOL), info("sum")])
+    return net.op("Loop", net.constant(np.array(3, np.int64)), "", h, body=body)
+
+
+def scan(net: Net, h: str, hidden: str) -> str:
+    """A Scan over the rows of a tensor that adds up, and reads a weight from outside."""
+    nodes = [
+        helper.make_node("Mul", ["row", "outer"], ["scaled"]),
+        helper.make_node("Add", ["state", "scaled"], ["sum"]),
+    ]
+    nodes.append(helper.make_node("Identity", ["sum"], ["given"]))
+    body = helper.make_graph(nodes, "body", [info("state", 5), info("row", 5)], [info("sum", 5), info("given", 5)])
+    net.constant(np.full(5, 2, np.float32), "outer")
+    return net.ops("Scan", net.constant(np.zeros(5, np.float32)), h, outputs=2, body=body, num_scan_inputs=1)[1]
+
+
+@pytest.mark.parametrize("make", [branches, loop, scan])
+def test_bodies_are_left_whole_and_what_they_read_too(make: object) -> None:
+    net = Net(20)
+    first = net.op("Relu", net.dense(net.input("N", 4), 4, 6))
+    hidden = net.dense(first, 6, 5)
+    h = make(net, hidden, hidden)
+    units, compact = halved(net.output(net.dense(net.op("Relu", h), 5, 2)).graph())
+    assert sizes(units) == [6]
+    op = {"branches": "If", "loop": "Loop", "scan": "Scan"}[make.__name__]
+    assert reasons(units) & {f"{op} has a body of its own, which is left whole", "a subgraph reads it"}
+    assert [node.op_type for node in compact.proto().graph.node if node.op_type == op] == [op]
+
+
+def test_local_functions_are_left_whole_and_kept() -> None:
+    net = Net(20)
+    net.imports.append(helper.make_opsetid("local", 1))
+    h = net.op("Relu", net.dense(net.input("N", 4), 4, 6))
+    h = net.op("Twice", net.dense(h, 6, 5), domain="local")
+    net.output(net.dense(net.op("Relu", h), 5, 2))
+    nodes = [helper.make_node("Add", ["x", "x"], ["y"])]
+    graph = helper.make_graph(net.nodes, "test", net.inputs, [info(net.outputs[0].name, "N", 2)], net.initializers)
+    function = helper.make_function("local", "Twice", ["x"], ["y"], nodes, [helper.make_opsetid("", 20)])
+    model = helper.make_model(graph, opset_imports=net.imports, functions=[function], ir_version=10)
+    units, compact = halved(from_proto(model))
+    assert sizes(units) == [6]
+    assert "Twice of domain local is a local function, which is left whole" in reasons(units)
+    assert [function.name for function in compact.proto().functions] == ["Twice"]
+
+
+def test_an_operator_that_nothing_can_run_is_one_error() -> None:
+    net = Net(20)
+    net.imports.append(helper.make_opsetid("nobody", 1))
+    x = net.input("N", 4)
+    graph = helper.make_graph([helper.make_node("Riddle", [x], ["y"], domain="nobody")], "g", net.inputs, [info("y")])
+    model = helper.make_model(graph, opset_imports=net.imports, ir_version=10)
+    with pytest.raises(ModelError, match=r"ONNX Runtime cannot load the model: .*nobody.*Riddle"):
+        find_units(from_proto(model))
+
+
+def test_sizes_that_nothing_settles_are_one_error() -> None:
+    net = Net(20)
+    x = net.input("N", "width")
+    net.output(net.op("MatMul", x, net.weight(6, 2)))
+    with pytest.raises(DataError, match="no sizes tried for the symbolic axes let the model run; give --data"):
+        onnxprune.inspect(net.graph())
+    assert not onnxprune.inspect(net.graph(), {"x0": np.zeros((2, 6), np.float32)}).groups
