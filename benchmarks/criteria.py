@@ -2,6 +2,7 @@
 
     python benchmarks/criteria.py            without training, a quarter of an hour on two cores
     python benchmarks/criteria.py --recover  and after the same recovery, an hour more
+    python benchmarks/criteria.py --recover variance  one criterion alone, in a section of its own
 
 Every criterion in the same rounds, with and without refit, lowest scores first and highest scores first.
 """
@@ -26,7 +27,8 @@ def main() -> None:
     heading = ["criterion", "low first", "low first, refit", "high first", "high first, refit"]
     recover = "--recover" in sys.argv
     rows = [heading + (["low first, recovered", "low first, refit, recovered"] if recover else [])]
-    for criterion in CRITERIA:
+    chosen = [name for name in CRITERIA if name in sys.argv]
+    for criterion in chosen or CRITERIA:
         cells, recovered = [], []
         for reverse in (False, True):
             for refit in (False, True):
@@ -50,8 +52,8 @@ def main() -> None:
                 print(criterion, reverse, refit, cells[-1], *recovered[-1:], flush=True)
         rows.append([criterion, *cells, *recovered])
     publish(
-        "criteria.py",
-        "## Criteria, with and without refit and recovery",
+        " ".join(["criteria.py", *chosen]),
+        "## " + (", ".join(chosen) or "Criteria") + ", with and without refit and recovery",
         f"ResNet-20 `_bn`, {_percent(onnxprune.evaluate(original, test)[0])} before; `prune --ratio {RATIO}`, 5 "
         "rounds, default rounding to 8, 1,024 calibration images, top-1 on all 10,000 test images. Recovery: 3 "
         "epochs on 10,000 training images without labels, distilled from the original, augmented as in its "

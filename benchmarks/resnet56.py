@@ -53,7 +53,7 @@ def main() -> None:
         latency(*sessions, {"image": generator.standard_normal((n, 3, 32, 32)).astype("f")}, threads=1, seconds=10)
         for n in (1, 32)
     ]
-    macs, parameters = ((getattr(cost, name) for cost in (before, after)) for name in ("macs", "parameters"))
+    macs, parameters = (before.macs, after.macs), (before.parameters, after.parameters)
     rows = [["", "original", "pruned and refit", f"recovered, {options.epochs} epochs"]]
     rows.append(["top-1 on 10,000 test images", *accuracy])
     for name, (old, new) in {"multiply-accumulates": macs, "parameters": parameters}.items():
