@@ -68,7 +68,7 @@ def test_a_branch_is_trained_and_written_back() -> None:
 
 
 def test_operators_inside_branches_are_looked_at() -> None:
-    assert missing_operators(branches("Det")) == {"Det": ["inner"]}
+    assert missing_operators(branches("Bernoulli")) == {"Bernoulli": ["inner"]}
 
 
 def test_sizes_pass_through_branches() -> None:
