@@ -172,11 +172,12 @@ def test_check_says_why_not(tmp_path: Path) -> None:
 
 def test_check_names_what_the_bridge_lacks(tmp_path: Path) -> None:
     net = Net()
-    h = net.op("GridSample", net.input("N", 1, 8, 8), net.constant(np.zeros((1, 2, 2, 2), np.float32)))
+    regions = net.constant(np.array([[0, 0, 0, 7, 7]], np.float32))
+    h = net.op("MaxRoiPool", net.input("N", 1, 8, 8), regions, pooled_shape=[2, 2])
     onnx.save(net.output(net.dense(net.op("Flatten", h), 4, 2)).model(), tmp_path / "m.onnx")
     result = run("recover", tmp_path / "m.onnx", "--check")
     assert result.exit_code == 0
-    assert "The bridge to PyTorch lacks GridSample, which 1 nodes need, first 'gridsample0_node'." in result.stdout
+    assert "The bridge to PyTorch lacks MaxRoiPool, which 1 nodes need, first 'maxroipool0_node'." in result.stdout
     assert json.loads(run("recover", tmp_path / "m.onnx", "--check", "--json").stdout)["lacks"]
 
 
