@@ -167,20 +167,30 @@ def reconstruction(evidence: Evidence) -> np.ndarray:
         count = evidence.moments.count[site.key]
         mean = evidence.moments.total[site.key] / count
         gram = evidence.moments.second[site.key] / count - np.outer(mean, mean)
-        alive = np.flatnonzero(
-            np.diag(evidence.moments.second[site.key]) > 0
-        )  # removed and dead features have no states
+        alive = np.flatnonzero(np.diag(evidence.moments.second[site.key]) > 0)  # others are removed or dead
         if not len(alive):
             continue
         gram = gram[np.ix_(alive, alive)]
         gram[np.diag_indices_from(gram)] += RIDGE * max(float(np.diag(gram).mean()), 1e-300)
-        inverse = linalg.cho_solve(linalg.cho_factor(gram), np.eye(len(alive)))
         per_feature = np.zeros(site.features)
         rows = by_feature(_rows(evidence.weights[reader.tensor], reader.axis), site).reshape(site.features, -1)
-        per_feature[alive] = np.sum(rows[alive] ** 2, axis=1) / np.diag(inverse)
+        per_feature[alive] = np.sum(rows[alive] ** 2, axis=1) / _inverse_diagonal(gram)
         columns, blocks = evidence._columns(by_feature(reader.unit_of, site)[:, 0])
         cost += blocks @ per_feature[columns]
     return cost
+
+
+def _inverse_diagonal(gram: np.ndarray) -> np.ndarray:
+    """The diagonal of the inverse of a covariance with a ridge: (n,), positive.
+
+    States that hardly change leave nothing but rounding errors beside their mean, which can be negative.
+    """
+    try:
+        return np.diag(linalg.cho_solve(linalg.cho_factor(gram), np.eye(len(gram))))
+    except linalg.LinAlgError:
+        values, vectors = linalg.eigh(gram)
+        floor = max(RIDGE * float(np.abs(values).max()), 1e-300)
+        return (vectors**2) @ (1 / np.maximum(values, floor))
 
 
 _FUNCTIONS: dict[str, Callable[[Evidence], np.ndarray]] = dict(

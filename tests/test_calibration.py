@@ -16,7 +16,7 @@ from onnxprune.moments import calibrate, merge, spread
 from onnxprune.records import CRITERIA, Moments, Site
 from onnxprune.refit import refit
 from onnxprune.runtime import Session
-from onnxprune.scoring import score
+from onnxprune.scoring import _inverse_diagonal, score
 from onnxprune.spectral import SpectralOptions, node_scores, squared_distances
 from onnxprune.surgery import remove
 from onnxprune.units import Units, find_units
@@ -314,3 +314,12 @@ def test_refit_is_least_squares(make) -> None:
         np.testing.assert_allclose(better.constants[reader.tensor], expected, rtol=1e-3, atol=1e-4)
     unchanged = {n for n, a in better.constants.items() if a.tobytes() == compact.constants[n].tobytes()}
     assert set(better.constants) - unchanged == {reader.tensor}
+
+
+def test_rounding_errors_of_a_covariance_leave_positive_costs() -> None:
+    """What states that never change leave beside their mean: numbers around zero, not a positive definite matrix."""
+    noise = np.random.default_rng(0).standard_normal((6, 6))
+    diagonal = _inverse_diagonal(noise + noise.T)
+    assert np.isfinite(diagonal).all() and (diagonal > 0).all()
+    definite = noise @ noise.T + np.eye(6)
+    np.testing.assert_allclose(_inverse_diagonal(definite), np.diag(np.linalg.inv(definite)))
