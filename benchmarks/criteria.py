@@ -13,7 +13,7 @@ import sys
 
 import cifar10
 import onnxprune
-from onnxprune.records import CRITERIA
+from onnxprune.criteria import CRITERIA
 from results import publish, table
 
 RATIO = 0.3

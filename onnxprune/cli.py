@@ -16,9 +16,9 @@ from typing import Any
 import click
 
 from onnxprune import __version__
+from onnxprune.criteria import CRITERIA
 from onnxprune.errors import GoalMissed, OnnxPruneError
 from onnxprune.files import check_output
-from onnxprune.records import CRITERIA
 from onnxprune.terminal import (
     RECOVERY_SECTIONS,
     Bar,

@@ -14,9 +14,6 @@ import numpy as np
 from onnxprune.errors import DataError, PlanError
 from onnxprune.files import replacing, write
 
-CRITERIA = ("spectral", "random", "magnitude", "magnitude-l1", "activation", "wanda", "variance", "reconstruction")
-"""Names of the criteria that units are ranked by; `scoring` says what each of them computes."""
-
 NOT_EXACT = "not exact: normalizations run over it"
 """What a reader is told of a group that is not exact."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxprune import measure
+from onnxprune.criteria import CRITERIA
 from onnxprune.data import Data, load_data
 from onnxprune.errors import PlanError, VerificationError
 from onnxprune.exact import Exact, find_exact, fold
@@ -17,7 +18,7 @@ from onnxprune.findings import Cost, GroupRow, Latency, Quality
 from onnxprune.graph import Graph, load
 from onnxprune.moments import calibrate, spread
 from onnxprune.precision import step
-from onnxprune.records import CRITERIA, NOT_EXACT, Batch, Moments, Plan, Scores
+from onnxprune.records import NOT_EXACT, Batch, Moments, Plan, Scores
 from onnxprune.refit import refit
 from onnxprune.runtime import Session
 from onnxprune.scoring import score as score_units
@@ -65,7 +66,7 @@ class Ranking:
     """How units are ranked.
 
     Attributes:
-        criterion: one of `records.CRITERIA`.
+        criterion: one of `criteria.CRITERIA`.
         spectral: what the paper of the spectral criterion leaves open.
         reverse: whether high scores go first.
         seed: of everything random.

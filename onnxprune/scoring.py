@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import linalg, sparse
 
+from onnxprune.criteria import CRITERIA
 from onnxprune.errors import PlanError
-from onnxprune.records import CRITERIA, Group, Moments, Scores, States, Weight
+from onnxprune.records import Group, Moments, Scores, States, Weight
 from onnxprune.spectral import SpectralOptions, node_scores, squared_distances
 from onnxprune.states import by_feature
 from onnxprune.units import Units
@@ -220,7 +221,7 @@ def score(
         moments: of the current model, features numbered as in the original.
         weights: values of the weights that read or write units.
         keep: (units,) bool for each group that lost units already.
-        criterion: one of `records.CRITERIA`.
+        criterion: one of `criteria.CRITERIA`.
         options: of the spectral criterion.
         reverse: whether units with high scores go first, which is how a criterion is put to the test.
         seed: of the random criterion.

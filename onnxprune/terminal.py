@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from onnxprune.records import CRITERIA
+from onnxprune.criteria import CRITERIA
 
 if TYPE_CHECKING:
     from onnxprune.recovery import Execution, Training, Watch

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from onnxprune.criteria import CRITERIA
 from onnxprune.data import load_data
 from onnxprune.files import write
 from onnxprune.findings import Quality
 from onnxprune.graph import Graph
 from onnxprune.measure import quality
 from onnxprune.pipeline import Method, prune
-from onnxprune.records import CRITERIA
 from onnxprune.run import Feeding, Progress, Ranking, as_graph, quiet
 from onnxprune.runtime import Session
 from onnxprune.selection import Budget

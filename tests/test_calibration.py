@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from builders import Net
+from onnxprune.criteria import CRITERIA
 from onnxprune.errors import DataError, PlanError
 from onnxprune.exact import find_exact, fold
 from onnxprune.graph import Graph
 from onnxprune.moments import calibrate, merge, spread
-from onnxprune.records import CRITERIA, Moments, Site
+from onnxprune.records import Moments, Site
 from onnxprune.refit import refit
 from onnxprune.runtime import Session
 from onnxprune.scoring import _inverse_diagonal, score
