@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from onnxprune.errors import DataError, OutputError
-from onnxprune.files import write
+from onnxprune.files import update
 
 
 class Checkpoint:
@@ -29,7 +29,7 @@ class Checkpoint:
             random["cuda"] = torch.cuda.get_rng_state()
         buffer = io.BytesIO()
         torch.save({**state, "identity": self._identity, "random": random}, buffer)
-        write(self.path, buffer.getvalue())
+        update(self.path, buffer.getvalue())
 
     def load(self) -> dict[str, Any]:
         """Reads the state.
@@ -72,7 +72,7 @@ class Log:
                 except (ValueError, KeyError, TypeError):  # a line that was cut off
                     continue
                 kept += [line + "\n"] if known else []
-        write(path, "".join(kept))
+        update(path, "".join(kept))
 
     def add(self, **entry: object) -> None:
         """Appends a line."""
