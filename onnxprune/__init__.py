@@ -36,7 +36,7 @@ _HOME = {
     "Watch": "recovery",
     "compare": "pipeline",
     "evaluate": "pipeline",
-    "find_units": "units",
+    "find_units": "grouping",
     "inspect": "pipeline",
     "load": "graph",
     "mask": "surgery",

@@ -22,8 +22,7 @@ cost is a few unions per operator, whatever the width of the model.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -376,38 +375,3 @@ def found_in(part: Layout, whole: Layout) -> np.ndarray | None:
     grid = np.arange(whole.size).reshape([factor.size for factor in around])
     order = [around.index(factor) for factor in inside]
     return grid.transpose([*order, *(i for i in range(len(around)) if i not in order)]).reshape(part.size, -1)
-
-
-Extent = Counter[tuple[int, ...]]
-"""A size as a polynomial: how often each product of free dims, named by sorted ids, is counted."""
-
-
-def extent(layout: Layout, free: Container[Dim] | None = None) -> Extent:
-    """The size of an axis as a polynomial in its free dims.
-
-    Args:
-        layout: the axis.
-        free: the dims that count as variables; all that are not pinned when not given.
-    """
-    layout = resolve(layout)
-    if isinstance(layout, Dim):
-        variable = layout in free if free is not None else not layout.kept
-        return Counter({(id(layout),): 1} if variable else {(): layout.size})
-    if isinstance(layout, Concat):
-        total: Extent = Counter()
-        for piece in layout.pieces:
-            total.update(extent(piece, free))
-        return total
-    size: Extent = Counter({(): 1})
-    for factor in layout.factors:
-        size = times(size, extent(factor, free))
-    return size
-
-
-def times(a: Extent, b: Extent) -> Extent:
-    """The product of two sizes."""
-    out: Extent = Counter()
-    for p, m in a.items():
-        for q, n in b.items():
-            out[tuple(sorted(p + q))] += m * n
-    return out

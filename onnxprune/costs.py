@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.axes import Dim, Extent, Layout, extent, product
+from onnxprune.axes import Dim, Layout, product
+from onnxprune.extents import Extent, extent
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ import numpy as np
 from onnxprune.errors import DataError
 from onnxprune.findings import Cost, Latency, Quality
 from onnxprune.graph import Graph
+from onnxprune.grouping import find_units
 from onnxprune.records import Batch
 from onnxprune.runtime import Feeds, Session
-from onnxprune.units import find_units
 
 SECONDS = 4.0
 """How long two models are timed, warm-up left out."""

@@ -16,6 +16,7 @@ from onnxprune.errors import PlanError, VerificationError
 from onnxprune.exact import Exact, find_exact, fold
 from onnxprune.findings import Cost, GroupRow, Latency, Quality
 from onnxprune.graph import Graph, load
+from onnxprune.grouping import find_units
 from onnxprune.moments import calibrate, spread
 from onnxprune.precision import step
 from onnxprune.records import NOT_EXACT, Batch, Moments, Plan, Scores
@@ -25,7 +26,6 @@ from onnxprune.scoring import score as score_units
 from onnxprune.spectral import SpectralOptions
 from onnxprune.states import kept_features
 from onnxprune.surgery import TOLERANCE, fed
-from onnxprune.units import find_units
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage, what is done of it, and how much there is, -1 when not known."""

@@ -9,10 +9,11 @@ from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from onnxprune.graph import Graph
+from onnxprune.grouping import find_units
 from onnxprune.records import Plan
 from onnxprune.runtime import Session
 from onnxprune.surgery import mask, remove
-from onnxprune.units import Units, find_units
+from onnxprune.units import Units
 
 EXACT = 1e-9
 """Tolerance in float64, relative to the largest output."""

@@ -18,7 +18,6 @@ from onnxprune.axes import (
     Product,
     concat,
     dim,
-    extent,
     keep_mask,
     leaves,
     pin,
@@ -28,6 +27,7 @@ from onnxprune.axes import (
     split,
     unify,
 )
+from onnxprune.extents import extent
 from onnxprune.records import Kept
 
 WHY = Kept("no common parts", "node")

@@ -12,8 +12,9 @@ from builders import Net
 from laws import sizes
 from onnxprune.errors import DataError, ModelError
 from onnxprune.graph import Graph, from_proto
+from onnxprune.grouping import find_units
 from onnxprune.surgery import remove, verify
-from onnxprune.units import Units, find_units
+from onnxprune.units import Units
 
 FLOAT = TensorProto.FLOAT
 

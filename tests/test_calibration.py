@@ -13,6 +13,7 @@ from onnxprune.criteria import CRITERIA
 from onnxprune.errors import DataError, PlanError
 from onnxprune.exact import find_exact, fold
 from onnxprune.graph import Graph
+from onnxprune.grouping import find_units
 from onnxprune.moments import calibrate, merge, spread
 from onnxprune.records import Moments, Site
 from onnxprune.refit import refit
@@ -20,7 +21,7 @@ from onnxprune.runtime import Session
 from onnxprune.scoring import _inverse_diagonal, score
 from onnxprune.spectral import SpectralOptions, node_scores, squared_distances
 from onnxprune.surgery import remove
-from onnxprune.units import Units, find_units
+from onnxprune.units import Units
 
 X = np.random.default_rng(0).standard_normal((50, 10)).astype("f")
 

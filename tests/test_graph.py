@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from builders import Net
 from onnxprune.errors import ModelError, OutputError
 from onnxprune.graph import Graph, from_proto, load
+from onnxprune.grouping import find_units
 from onnxprune.surgery import remove
-from onnxprune.units import find_units
 
 
 def annotated() -> onnx.ModelProto:

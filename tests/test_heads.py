@@ -14,10 +14,11 @@ import onnxprune
 from builders import Net
 from laws import compare, compare_single, keeps
 from onnxprune.graph import Graph, from_proto
+from onnxprune.grouping import find_units
 from onnxprune.records import Plan
 from onnxprune.runtime import Session
 from onnxprune.surgery import remove, verify
-from onnxprune.units import Units, find_units
+from onnxprune.units import Units
 
 WIDTH, HEADS, ROWS = 6, 3, 4
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from builders import Net
+from onnxprune.grouping import find_units
 from onnxprune.surgery import remove, verify
-from onnxprune.units import Units, find_units
+from onnxprune.units import Units
 from zoo.convolutional import make, networks
 from zoo.halving import analysed, halves
 

@@ -7,9 +7,9 @@ import pytest
 
 from builders import Net
 from onnxprune.errors import DataError, DeviceError, ModelError
+from onnxprune.grouping import find_units
 from onnxprune.observation import observe
 from onnxprune.runtime import Session, first_line, gpu_count
-from onnxprune.units import find_units
 
 
 def test_shapes_and_what_varies() -> None:

@@ -13,11 +13,11 @@ from onnx import TensorProto
 from builders import Net
 from onnxprune.errors import BridgeError, DataError, GoalMissed, PlanError
 from onnxprune.graph import Graph
+from onnxprune.grouping import find_units
 from onnxprune.pipeline import evaluate
 from onnxprune.recovery import Execution, Training, Watch, recover
 from onnxprune.runtime import Session
 from onnxprune.surgery import remove
-from onnxprune.units import find_units
 from test_recovery import X, classes, distance, network
 
 DATA = {"x0": X}

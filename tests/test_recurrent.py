@@ -10,6 +10,7 @@ import pytest
 from builders import Net
 from onnxprune.exact import find_exact, fold
 from onnxprune.graph import Graph
+from onnxprune.grouping import find_units
 from onnxprune.moments import calibrate
 from onnxprune.records import Moments
 from onnxprune.refit import refit
@@ -17,7 +18,7 @@ from onnxprune.report import inspection
 from onnxprune.runtime import Session
 from onnxprune.scoring import score
 from onnxprune.surgery import remove
-from onnxprune.units import Units, find_units
+from onnxprune.units import Units
 from rules.test_recurrent import last_step, layer
 
 X = np.random.default_rng(0).standard_normal((5, 40, 3)).astype("f")

@@ -10,10 +10,10 @@ import pytest
 
 import cifar10
 from onnxprune.graph import load
+from onnxprune.grouping import find_units
 from onnxprune.pipeline import Method, Ranking, evaluate, prune
 from onnxprune.selection import Budget, Limits
 from onnxprune.surgery import remove, verify
-from onnxprune.units import find_units
 
 EXPORTS = ("bn", "folded", "dynamo")
 

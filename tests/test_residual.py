@@ -27,13 +27,14 @@ from onnxprune import cli, report
 from onnxprune.errors import VerificationError
 from onnxprune.exact import find_exact
 from onnxprune.graph import Graph, from_proto
+from onnxprune.grouping import find_units
 from onnxprune.moments import calibrate
 from onnxprune.pipeline import Method, Pruned, prune
 from onnxprune.records import Plan
 from onnxprune.runtime import Session
 from onnxprune.selection import Budget, Limits
 from onnxprune.surgery import mask, remove, verify
-from onnxprune.units import Units, find_units
+from onnxprune.units import Units
 
 WIDTH, HIDDEN = 6, 5
 

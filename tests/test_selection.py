@@ -9,9 +9,10 @@ import pytest
 
 from builders import Net
 from onnxprune.errors import NothingToPrune, PlanError
+from onnxprune.grouping import find_units
 from onnxprune.records import Scores
 from onnxprune.selection import Budget, Limits, select
-from onnxprune.units import Units, find_units
+from onnxprune.units import Units
 
 
 @cache

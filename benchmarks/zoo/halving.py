@@ -9,9 +9,10 @@ import numpy as np
 import onnx
 
 from onnxprune.graph import from_proto
+from onnxprune.grouping import find_units
 from onnxprune.runtime import Feeds, Session
 from onnxprune.surgery import remove, verify
-from onnxprune.units import Units, find_units
+from onnxprune.units import Units
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ from onnx import TensorProto
 from builders import Net
 from laws import compare
 from onnxprune.axes import leaves
+from onnxprune.grouping import find_units
 from onnxprune.observation import Observation
 from onnxprune.structure import infer
-from onnxprune.units import find_units
 from rules.cases import CASES, Draw, case, check_case, opset, size
 
 WIDTH = 4

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import strategies as st
 
 from builders import Net
+from onnxprune.grouping import find_units
 from onnxprune.rules import find_rule
 from onnxprune.rules.base import Node, Refusal, Tensor, dim
-from onnxprune.units import find_units
 from rules.cases import CASES, Draw, case, check_case, maps, opset, read, rows, size
 
 

@@ -11,9 +11,9 @@ from onnx import helper
 from builders import Net
 from laws import check_law
 from onnxprune.axes import leaves
+from onnxprune.grouping import find_units
 from onnxprune.observation import Observation
 from onnxprune.structure import infer
-from onnxprune.units import find_units
 from rules.cases import CASES, Draw, case, check_case, maps, read, rows, size
 
 

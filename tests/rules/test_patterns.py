@@ -10,7 +10,7 @@ from onnx import TensorProto
 
 from builders import Net
 from laws import check_law
-from onnxprune.units import find_units
+from onnxprune.grouping import find_units
 
 WIDTH, HIDDEN = 6, 10
 

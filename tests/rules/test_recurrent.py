@@ -12,9 +12,9 @@ import onnxprune.units as units_module
 from builders import Net
 from laws import compare, sizes
 from onnxprune import surgery
+from onnxprune.grouping import find_units
 from onnxprune.observation import Observation
 from onnxprune.runtime import Session
-from onnxprune.units import find_units
 from rules.cases import CASES, Draw, case, check_case, opset, size
 
 GATES = {"GRU": 3, "LSTM": 4, "RNN": 1}
