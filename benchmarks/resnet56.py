@@ -73,10 +73,11 @@ def main() -> None:
         rows.append([f"latency, batch {found.batch}", milliseconds[0], milliseconds[1], f"x {found.ratio:.3f}"])
     publish(
         "resnet56.py",
-        "## ResNet-56 at less than half of its multiply-accumulates",
-        f"`prune --macs {options.macs} --criterion {options.criterion} --refit --round-to {options.round_to}`, "
-        f"1,024 calibration images; then `recover` on the 50,000 training images, {options.epochs} epochs of "
-        f"{options.optimizer} (decay {options.decay:g}), distillation 0.7 and labels 0.3. Latency: ONNX Runtime, one thread, original and result in turns, median of the ratios.",
+        f"## ResNet-56 at {options.macs} of its multiply-accumulates, {options.epochs} epochs",
+        f"`prune --macs {options.macs} --criterion {options.criterion} --refit --round-to {options.round_to}`, 1,024 "
+        f"calibration images; then `recover` on the 50,000 training images, {options.epochs} epochs of "
+        f"{options.optimizer} (decay {options.decay:g}), distillation 0.7 and labels 0.3. Latency: ONNX Runtime, one "
+        "thread, original and result in turns, median of the ratios.",
         table(rows),
     )
 
