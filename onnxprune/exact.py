@@ -56,9 +56,10 @@ def find_exact(units: Units, moments: Moments) -> dict[str, Exact]:
         still = np.flatnonzero(low == high)
         dead = tuple(int(unit) for unit in still if high[unit] == 0)
         constant = {int(unit): float(high[unit]) for unit in still if high[unit] != 0}
-        if not all(_takes_constants(units.graph, reader) for reader in group.readers):
+        if not group.readers or not all(_takes_constants(units.graph, reader) for reader in group.readers):
             constant = {}
-        stored = all(reader.tensor in units.graph.constants for reader in group.readers)  # or nobody reads b for a
+        constants = units.graph.constants
+        stored = group.readers and all(reader.tensor in constants for reader in group.readers)  # to read b for a
         pairs = _twins(units, group) if stored else {}
         twins = {a: b for a, b in pairs.items() if a not in dead and a not in constant}
         if dead or constant or twins:

@@ -1,6 +1,7 @@
 """Finds the groups of units in the layouts of a model: their kind, weights and states, and which yields to which.
 
-A leaf dim is free when no rule pinned it, a weight writes it and a weight reads it. Positions that no weight writes,
+A leaf dim is free when no rule pinned it, a weight writes it and a weight reads it, or two activations each other's, as
+queries and keys do with their width. Positions that no weight writes,
 such as pixels, tokens or table rows, are no units, although a dense layer behind them may have them on its weight.
 
 Where two free dims share an axis (heads x rows of a head, groups x channels of a group) their units overlap. Both are
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ from onnxprune.records import Group, Kept, KeptAxis, Site, States, Weight
 from onnxprune.rules.base import CHANNEL, HEAD, HIDDEN, KINDS, NEURON
 from onnxprune.runtime import Feeds
 from onnxprune.states import by_feature
-from onnxprune.structure import Structure, Use
+from onnxprune.structure import Meeting, Structure, Use
 from onnxprune.units import Units, units_along
 
 if TYPE_CHECKING:
@@ -78,6 +79,11 @@ class _Finder:
             for leaf in dict.fromkeys(leaves(use.part)):
                 self.uses[use.role][leaf].append(use)
         self.read_at = {leaf: {(use.data, use.output) for use in uses} for leaf, uses in self.uses["reads"].items()}
+        self.meetings: dict[Dim, list[Meeting]] = defaultdict(list)
+        for meeting in structure.meetings:
+            for leaf in dict.fromkeys(leaves(meeting.part)):
+                self.meetings[leaf].append(meeting)
+                self.read_at.setdefault(leaf, set()).update((side[0], meeting.output) for side in meeting.sides)
         self.places: dict[Dim, dict[str, int]] = defaultdict(dict)
         for tensor, axes in structure.axes.items():
             for i, axis in enumerate(axes):
@@ -122,9 +128,12 @@ class _Finder:
         found: dict[Family, dict[Dim, None]] = {}
         for use in self.structure.uses:
             for leaf in leaves(use.part):
-                if not leaf.kept and self.uses["reads"].get(leaf) and self.uses["writes"].get(leaf):
+                if not leaf.kept and self._is_read(leaf) and self.uses["writes"].get(leaf):
                     found.setdefault(leaf.family.root(), {})[leaf] = None
         return [list(members) for members in found.values() if sum(leaf.size for leaf in members) > 1]
+
+    def _is_read(self, leaf: Dim) -> bool:
+        return bool(self.uses["reads"].get(leaf) or self.meetings.get(leaf))
 
     def _names(self, families: list[list[Dim]]) -> dict[str, list[Dim]]:
         """Names groups after the first weight that writes them; a range says which part of its axis."""
@@ -145,6 +154,9 @@ class _Finder:
         writers = tuple(self._weights("writes", members))
         readers = tuple(self._weights("reads", members))
         post = {weight.site.key: weight.site for weight in readers}
+        if not readers:
+            met = dict.fromkeys(meeting for leaf in members for meeting in self.meetings[leaf])
+            post = {f"{m.output}/{i}": self._site(*side) for m in met for i, side in enumerate(m.sides)}
         pre: dict[str, Site] = {}
         for leaf in members:
             for use in self.uses["writes"][leaf]:
@@ -153,8 +165,12 @@ class _Finder:
         exact = self.inexact.isdisjoint(members)
         kind = self._kind(members, writers, readers) if exact else CHANNEL
         size = sum(leaf.size for leaf in members)
-        after = self._states(post, members, readers[0], whole=True)
-        before = after if pre.keys() == post.keys() else self._states(pre, members, readers[0]) or after
+        reader = readers[0] if readers else None
+        after = self._states(post.values(), members, reader, whole=True)
+        before = (
+            after if pre.keys() == {site.key for site in post.values()} else self._states(pre.values(), members, reader)
+        )
+        before = before or after
         return Group(name, kind, size, writers, readers, before, after, "", exact)
 
     def _weights(self, role: str, members: list[Dim]) -> Iterator[Weight]:
@@ -164,17 +180,17 @@ class _Finder:
             yield Weight(use.node, use.op, use.weight, use.axis, units, self._site(use.data, use.data_axis))
 
     def _states(
-        self, sites: Mapping[str, Site], members: list[Dim], reader: Weight, *, whole: bool = False
+        self, sites: Iterable[Site], members: list[Dim], reader: Weight | None, *, whole: bool = False
     ) -> tuple[States, ...]:
         """The states at sites; without `whole`, of units of several features only those that a reader gets to see.
 
         Queries and keys say what a head looks at, in coordinates of its own; its values are what it hands on.
         """
         found = []
-        for site in sites.values():
+        for site in sites:
             unit_of, rows = self._features_of(site, members), None
             if np.bincount(unit_of[unit_of >= 0], minlength=1).max() > 1 and site.outer * site.inner == 1:
-                rows = self._rows(site, reader)
+                rows = self._rows(site, reader) if reader else None
                 if rows is not None:
                     unit_of = np.where(rows[:, 0] >= 0, unit_of, -1)
                 elif not whole:
@@ -247,6 +263,10 @@ class _Finder:
     def _kind(self, members: list[Dim], writers: Sequence[Weight], readers: Sequence[Weight]) -> str:
         """What a unit is, in the reader's words."""
         kind = self.kinds.get(members[0], NEURON)
+        if not readers:
+            axes = [self.structure.axes[name][axis] for name, axis in self.meetings[members[0]][0].sides]
+            paired = any(list(leaves(axis)).count(members[0]) > 1 for axis in axes)
+            return "rotary pair of each head" if paired else "query-key width of each head"
         others = [b if a is members[0] else a for a, b in self.overlaps if members[0] in (a, b)]
         heads = [leaf for leaf in others if self.kinds.get(leaf) == HEAD and not leaf.kept]
         if kind == HEAD and heads:  # grouped queries: key-value heads are on more weights than what they are shared by
@@ -260,8 +280,11 @@ class _Finder:
 
     def _same_stream(self, writer: Weight, reader: Weight) -> bool:
         """Whether a dense layer gives back to the stream that the one before it took from."""
-        axes = self.structure.axes[writer.tensor], self.structure.axes[reader.tensor]
-        return len(axes[0]) == len(axes[1]) == 2 and same(axes[0][1 - writer.axis], axes[1][1 - reader.axis])
+        streams = [
+            [axis for i, axis in enumerate(self.structure.axes[weight.tensor]) if i != weight.axis]
+            for weight in (writer, reader)
+        ]
+        return len(streams[0]) == len(streams[1]) in (1, 2) and same(streams[0][-1], streams[1][-1])  # 2: of experts
 
     def _alternatives(self, groups: Mapping[str, Group], of_leaf: Mapping[Dim, str]) -> dict[str, str]:
         """For each group that overlaps another on some axis and yields to it, the other one."""
@@ -295,7 +318,7 @@ class _Finder:
         """Why a dim that nothing pins is in no group."""
         if not self.uses["writes"][leaf]:
             return Kept("no weight of the model writes it", "")
-        return Kept("no weight of the model reads it" if not self.uses["reads"][leaf] else "it is one unit", "")
+        return Kept("it is one unit" if self._is_read(leaf) else "no weight of the model reads it", "")
 
     def _is_weight(self, name: str, array: np.ndarray) -> bool:
         """Whether a constant holds weights: floating-point numbers, or integers that stand for such numbers."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxprune import sizes
-from onnxprune.axes import Layout, dim, pin, unify
+from onnxprune.axes import Layout, dim, pin, same, unify
 from onnxprune.graph import Graph, captured_names, first_output
 from onnxprune.numbering import Numbering
 from onnxprune.observation import Observation
@@ -22,6 +22,7 @@ from onnxprune.rules.base import (
     Counts,
     Entry,
     Fact,
+    Met,
     Node,
     Normalized,
     Omitted,
@@ -33,7 +34,7 @@ from onnxprune.rules.base import (
     Work,
     mentioned,
 )
-from onnxprune.structure import Number, Structure, Use, label
+from onnxprune.structure import Meeting, Number, Structure, Use, label
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -98,6 +99,8 @@ class _Inference:
         self.caches: set[tuple[str, int]] = set()
         self.steering: list[tuple[str, str]] = []
         self.zeros: set[str] = set()
+        self.picked: dict[str, str] = {}
+        self.applied: set[str] = set()
 
     def run(self) -> Structure:
         self._start()
@@ -106,7 +109,9 @@ class _Inference:
         for node in self.graph.nodes:
             self._follow(node)
             self._follow_zeros(node)
+            self._follow_picked(node)
             self._apply(node)
+        self.out.uses = [use for use in self.out.uses if use.data not in self.applied]  # picking writes no states then
         self._pin_borders()
         for name in (*self.graph.outputs, *captured_names(self.graph.source.graph)):
             self._escape(name, "its size leaves the model as a value")
@@ -183,6 +188,14 @@ class _Inference:
         if zero:
             self.zeros.update(tensor.name for tensor in node.outputs)
 
+    def _follow_picked(self, node: gs.Node) -> None:
+        """Follows weights of which data pick some, such as those of experts, from the constant that they come from."""
+        source = node.inputs[0].name if node.inputs else ""
+        output = first_output(node)
+        if node.op in MOVES and output not in self.out.constant:
+            origin = self.picked.get(source, source if source in self.graph.constants else "")
+            self.picked |= {output: origin} if origin else {}
+
     def _apply(self, node: gs.Node) -> None:
         """Applies a node's rule, and pins the axes that it does not mention."""
         view = self._view(node)
@@ -244,6 +257,10 @@ class _Inference:
             pin(fact.axis, Kept(fact.because, label(node)))
         elif isinstance(fact, Counts):
             self.counts.append((node, fact))
+        elif isinstance(fact, Met):
+            sides = tuple(self.place.get(id(axis)) for axis in (fact.a, fact.b))
+            if sides[0] and sides[1]:
+                self.out.meetings.append(Meeting(first_output(node), (sides[0], sides[1]), fact.part))
         elif isinstance(fact, Called):
             self.out.kinds.append((fact.axis, fact.kind))
         elif isinstance(fact, Omitted):
@@ -263,8 +280,12 @@ class _Inference:
         others = [self.place[id(leaf)] for leaf in mentioned(data) if id(leaf) in self.place]
         use = partial(Use, fact.role, label(node), node.op, first_output(node))
         for name, axis in weights:
+            if name in self.picked:
+                self.applied.add(name)
+                layout, name = self.out.axes[name][axis], self.picked[name]
+                axis = next((i for i, whole in enumerate(self.out.axes[name]) if same(whole, layout)), -1)
             for other, other_axis in others:
-                if name in self.out.constant:
+                if name in self.out.constant and axis >= 0:
                     part = fact.part if fact.part is not None else weight
                     self.out.uses.append(use(name, axis, part, other, other_axis))
 
@@ -282,7 +303,7 @@ def _parts(fact: Fact) -> Iterator[Layout]:
     """The layouts that a fact speaks of."""
     if isinstance(fact, Same):
         yield from (fact.a, fact.b)
-    elif isinstance(fact, Called | Omitted | Stated | Work):
+    elif isinstance(fact, Called | Met | Omitted | Stated | Work):
         return  # none of them is a statement about what may happen to an axis
     else:
         yield fact.axis

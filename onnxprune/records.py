@@ -121,9 +121,9 @@ class Group:
         kind: what a unit is, in the reader's words.
         size: number of units.
         writers: weights that make the units.
-        readers: weights that contract them.
+        readers: weights that contract them; none where two activations contract each other's, as queries and keys do.
         pre: states before the first nonlinearity.
-        post: states that the readers contract.
+        post: states that the readers contract; without readers, for each product its two sides in turn.
         instead_of: the group that is pruned by default where both cut the same positions, or "".
         exact: whether the model without some of the units is the masked one; not so where statistics run over them.
     """

@@ -81,6 +81,7 @@ def _readers(units: Units, plan: Plan) -> list[Weight]:
     found: dict[tuple[str, int], Weight] = {}
     uses: dict[str, set[str]] = {}
     results = {label(node): {tensor.name for tensor in node.outputs} for node in units.graph.nodes}
+    takes = {label(node): {tensor.name for tensor in node.inputs} for node in units.graph.nodes}
     for group in units.groups.values():
         for reader in group.readers:
             uses.setdefault(reader.tensor, set()).add(reader.node)
@@ -90,7 +91,7 @@ def _readers(units: Units, plan: Plan) -> list[Weight]:
     order = {label(node): i for i, node in enumerate(units.graph.nodes)}
     constants = units.graph.constants
     plain = [r for r in found.values() if r.tensor in constants and is_floating(constants[r.tensor].dtype)]
-    own = [r for r in plain if len(uses[r.tensor]) == 1]
+    own = [r for r in plain if len(uses[r.tensor]) == 1 and r.tensor in takes[r.node]]  # not one that data pick
     return sorted((reader for reader in own if _parts(reader)), key=lambda reader: order[reader.node])
 
 

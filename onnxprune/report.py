@@ -160,10 +160,8 @@ def _each(units: Units, group: Group) -> str:
 
 def _ends(group: Group) -> list[str]:
     """The weights that write and read a group, the first of each."""
-    ends = []
-    for weights in (group.writers, group.readers):
-        ends.append(_some(list(dict.fromkeys(weight.tensor for weight in weights))))
-    return ends
+    sides = (list(dict.fromkeys(weight.tensor for weight in weights)) for weights in (group.writers, group.readers))
+    return [_some(side) if side else "each other" for side in sides]
 
 
 def _remark(group: Group) -> str:
@@ -171,7 +169,7 @@ def _remark(group: Group) -> str:
         return f"shares positions with {group.instead_of}; pruned only when named by --only"
     inside = "its gates are inside one operator and cannot be recorded"
     between = "no nonlinearity between its writers and readers"
-    remarks = [inside if group.kind == "hidden unit" else between] if group.linear else []
+    remarks = [inside if group.kind == "hidden unit" else between] if group.linear and group.readers else []
     if not group.exact:
         remarks.append(NOT_EXACT)
     return "; ".join(remarks)

@@ -28,6 +28,10 @@ INSIDE = "its gates are inside one operator and cannot be recorded: ranked by re
 ROWS = 256
 """Rows of a weight that are squared at a time."""
 
+MEETING = "queries and keys read each other: ranked by what a unit adds to the attention scores"
+READING = ("spectral", "wanda", "variance", "reconstruction")
+"""Criteria that look at the weights that read a unit, or at states around a nonlinearity before them."""
+
 RIDGE = 1e-3
 """Ridge of the removal cost, relative to the mean of the diagonal."""
 
@@ -181,6 +185,16 @@ def reconstruction(evidence: Evidence) -> np.ndarray:
     return cost
 
 
+def interaction(evidence: Evidence) -> np.ndarray:
+    """For units of two activations that contract each other's: the product of their second moments."""
+    sides = []
+    for states in evidence.group.post:
+        columns, blocks = evidence._columns(states.unit_of)
+        second = np.diag(evidence.moments.second[states.site.key])[columns]
+        sides.append(blocks @ second / evidence.moments.count[states.site.key])
+    return np.sum([a * b for a, b in zip(sides[::2], sides[1::2], strict=True)], axis=0)
+
+
 def _inverse_diagonal(gram: np.ndarray) -> np.ndarray:
     """The diagonal of the inverse of a covariance with a ridge: (n,), positive.
 
@@ -238,11 +252,12 @@ def score(
     for name, group in units.groups.items():
         kept = np.flatnonzero(keep.get(name, np.ones(group.size, bool)))
         evidence = Evidence(group, kept, moments, weights, options or SpectralOptions(), seed)
-        used = criterion
-        if criterion == "spectral" and group.linear:
-            used = "reconstruction"
-            notes[name] = INSIDE if group.kind == "hidden unit" else BETWEEN
-        scores = _FUNCTIONS[used](evidence)
+        function = _FUNCTIONS[criterion]
+        if not group.readers and criterion in READING:
+            function, notes[name] = interaction, MEETING
+        elif criterion == "spectral" and group.linear:
+            function, notes[name] = reconstruction, INSIDE if group.kind == "hidden unit" else BETWEEN
+        scores = function(evidence)
         by_group[name] = np.full(group.size, np.nan)
         by_group[name][kept] = scores.max() + scores.min() - scores if reverse else scores
     return Scores(criterion + (" reversed" if reverse else ""), by_group, notes)

@@ -292,7 +292,7 @@ class _Selection:
             values, order = self.scores.by_group[name], self._order(name)
             finite = values[np.isfinite(values)]
             mean = float(finite.mean()) if finite.size and finite.mean() > 0 else 1.0
-            worth = len(self.allowed[name].readers) / mean
+            worth = max(len(self.allowed[name].readers), 1) / mean
             spare = max(len(order) - self.floors[name], 0)
             ranked += [(max(float(values[unit]), 0.0) * worth, name, unit) for unit in order[:spare]]
         ranked.sort()

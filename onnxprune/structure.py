@@ -43,6 +43,21 @@ class Use:
     data_axis: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Meeting:
+    """Two activations that are summed over axes of theirs.
+
+    Attributes:
+        output: the first output of the node.
+        sides: the two tensors and their axes.
+        part: the layout of the units concerned.
+    """
+
+    output: str
+    sides: tuple[tuple[str, int], tuple[str, int]]
+    part: Layout
+
+
 @dataclass(frozen=True, slots=True)
 class Number:
     """A number of the model that holds a size or a position, or that would follow one and must not.
@@ -74,6 +89,7 @@ class Structure:
         graph: the model.
         axes: the layout of each axis of each tensor.
         uses: weights that read or write units.
+        meetings: activations that read each other's units.
         numbers: integers that follow sizes.
         work: per node, the layouts whose sizes multiply to its multiply-accumulates for one batch.
         kinds: what units of an axis are, in the reader's words.
@@ -91,6 +107,7 @@ class Structure:
     graph: Graph
     axes: dict[str, tuple[Layout, ...]]
     uses: list[Use] = field(default_factory=list)
+    meetings: list[Meeting] = field(default_factory=list)
     numbers: list[Number] = field(default_factory=list)
     work: dict[str, tuple[Layout, ...]] = field(default_factory=dict)
     kinds: list[tuple[Layout, str]] = field(default_factory=list)

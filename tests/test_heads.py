@@ -15,8 +15,10 @@ from builders import Net
 from laws import compare, compare_single, keeps
 from onnxprune.graph import Graph, from_proto
 from onnxprune.grouping import find_units
+from onnxprune.moments import calibrate
 from onnxprune.records import Plan
 from onnxprune.runtime import Session
+from onnxprune.scoring import score
 from onnxprune.surgery import remove, verify
 from onnxprune.units import Units
 
@@ -74,6 +76,7 @@ def kinds(units: Units) -> list[tuple[int, str, bool]]:
 def test_heads_go_as_a_whole() -> None:
     assert kinds(find_units(block(layers=2))) == 2 * [
         (HEADS, "head", False),
+        (ROWS, "query-key width of each head", True),
         (ROWS, "value width of each head", True),
         (10, "feed-forward unit", False),
     ]
@@ -83,9 +86,64 @@ def test_grouped_queries() -> None:
     assert kinds(find_units(block(groups=2))) == [
         (HEADS, "key-value head", False),
         (2, "query head of each key-value head", True),
+        (ROWS, "query-key width of each head", True),
         (ROWS, "value width of each head", True),
         (10, "feed-forward unit", False),
     ]
+
+
+def turned(net: Net, q: str, angles: str) -> str:
+    """Rotary positions: each half of the width is mixed with the other, by angles of half the width."""
+    first, second = (net.op("Slice", q, net.ints(a), net.ints(b), net.ints(3)) for a, b in ((0, ROWS), (ROWS, 99)))
+    half = net.op("Concat", net.op("Neg", second), first, axis=3)
+    both = net.op("Concat", angles, angles, axis=1)
+    return net.op("Add", net.op("Mul", q, net.op("Cos", both)), net.op("Mul", half, net.op("Sin", both)))
+
+
+def rotary(layers: int = 2) -> Graph:
+    """Attention whose layers share one table of rotary angles, computed from positions."""
+    net = Net(21)
+    x = net.input("N", 5, WIDTH)
+    positions = net.constant(np.arange(5, dtype="f").reshape(5, 1))
+    angles = net.op("Mul", positions, net.constant(np.array([[1, 0.3, 0.1, 0.03]], "f")))
+    for _ in range(layers):
+        parts = []
+        for _ in "qkv":
+            h = net.op("Reshape", net.op("MatMul", x, net.weight(WIDTH, HEADS * 2 * ROWS)), net.ints(0, 0, HEADS, -1))
+            parts.append(net.op("Transpose", h, perm=[0, 2, 1, 3]))
+        q, k = (turned(net, part, angles) for part in parts[:2])
+        scores = net.op("Softmax", net.op("MatMul", q, net.op("Transpose", k, perm=[0, 1, 3, 2])), axis=-1)
+        mixed = net.op("Transpose", net.op("MatMul", scores, parts[2]), perm=[0, 2, 1, 3])
+        merged = net.op("Reshape", mixed, net.ints(0, 0, -1))
+        x = net.op("Add", x, net.op("MatMul", merged, net.weight(HEADS * 2 * ROWS, WIDTH)))
+    return net.output(x).graph()
+
+
+def test_rotary_pairs_go_from_all_layers_that_share_their_angles() -> None:
+    units = find_units(rotary())
+    (pairs,) = (group for group in units.groups.values() if group.kind == "rotary pair of each head")
+    assert pairs.size == ROWS and len({weight.tensor for weight in pairs.writers}) == 4 and not pairs.readers
+    plan = units.plan({pairs.name: np.array([True, False, True, False])})
+    compact = remove(units.graph, plan)
+    compare(units, plan)
+    shapes = [array.shape for array in compact.constants.values()]
+    assert shapes.count((WIDTH, HEADS * ROWS)) == 4 and (1, 2) in shapes
+
+
+def test_query_key_widths_are_ranked_by_what_they_add_to_the_scores() -> None:
+    units = find_units(block())
+    (width,) = (group for group in units.groups.values() if not group.readers)
+    sides = [states.site for states in width.post]
+    sites = {s.site.key: s.site for group in units.groups.values() for s in (*group.pre, *group.post)}
+    feeds = np.random.default_rng(0).standard_normal((4, 5, WIDTH)).astype("f")
+    moments = calibrate(units.graph, list(sites.values()), [({"x0": feeds}, 4)], device="cpu")
+    names = [site.tensor for site in sides]
+    q, k = Session(units.graph.message(outputs=names), device="cpu").run({"x0": feeds}, names)
+    energy = np.square(q).mean(axis=(0, 1, 2)) * np.square(k).mean(axis=(0, 1, 3))  # keys are turned already
+    for criterion in ("spectral", "wanda", "variance", "reconstruction"):
+        scores = score(units, moments, units.graph.constants, {}, criterion=criterion)
+        np.testing.assert_allclose(scores.by_group[width.name], energy, rtol=1e-4)
+        assert "ranked by what a unit adds to the attention scores" in scores.notes[width.name]
 
 
 @pytest.mark.parametrize(("groups", "merged"), [(1, False), (1, True), (2, False), (2, True)])

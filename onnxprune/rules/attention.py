@@ -30,6 +30,7 @@ from onnxprune.rules.base import (
     contracted,
     counts,
     dim,
+    met,
     normalized,
     paired,
     pinned,
@@ -181,6 +182,9 @@ def _attended(node: Node, heads: Heads, given: tuple[Tensor, ...], past: int) ->
     widths = heads.width, heads.width, heads.values
     for x, count, width in zip(given, (heads.queries, heads.shared, heads.shared), widths, strict=False):
         yield from _laid(x, count, width)
+    if given:
+        q, k = (x.axis(3 if x.rank == 4 else 2) for x in given[:2])
+        yield met(q, k, heads.width)
     yield from _laid(y, heads.queries, heads.values)
     caches = [(node.optional(past), heads.width), (node.optional(past + 1), heads.values)]
     caches += zip(node.outputs[1:3], (heads.width, heads.values), strict=False)

@@ -5,6 +5,7 @@ steer it, and yields facts:
 
 - `same(a, b)`: two axes are one thing;
 - `contracted(data, weight)`: the same, and the operator sums over it: the weight reads the units;
+- `met(a, b)`: the operator sums over an axis of two activations, as attention does over the width of queries and keys;
 - `produced(weight, result)`: the same, and the operator makes it: the weight writes the units;
 - `counts(entry, axis)`: an attribute or an integer input holds the size of an axis, or a position on it;
 - `pinned(axis, because)`: the axis must stay whole;
@@ -191,6 +192,15 @@ class Same:
 
 
 @dataclass(frozen=True, slots=True)
+class Met:
+    """Two activations are summed over axes of theirs, each other's readers; the units are those in `part`."""
+
+    a: Layout
+    b: Layout
+    part: Layout
+
+
+@dataclass(frozen=True, slots=True)
 class Pinned:
     """An axis must stay whole."""
 
@@ -268,7 +278,7 @@ class Work:
 HEAD, HIDDEN, CHANNEL, NEURON = KINDS = ("head", "hidden unit", "channel", "neuron")
 """What units are, strongest first: a unit that several operators name goes by the strongest name."""
 
-Fact = Same | Pinned | Normalized | Untouched | Counts | Stated | Omitted | Cached | Called | Work
+Fact = Same | Met | Pinned | Normalized | Untouched | Counts | Stated | Omitted | Cached | Called | Work
 Rule = Callable[[Node], Iterator[Fact]]
 
 
@@ -280,6 +290,11 @@ def same(a: Layout, b: Layout) -> Fact:
 def contracted(data: Layout, weight: Layout, part: Layout | None = None) -> Fact:
     """States that an operator sums over an axis of its data and of its weight, which reads the units in `part`."""
     return Same(data, weight, "reads", part)
+
+
+def met(a: Layout, b: Layout, part: Layout) -> Fact:
+    """States that axes of two activations are summed over, of which `part` is one thing that can go from both."""
+    return Met(a, b, part)
 
 
 def produced(weight: Layout, result: Layout, part: Layout | None = None) -> Fact:

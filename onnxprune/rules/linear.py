@@ -18,6 +18,7 @@ from onnxprune.rules.base import (
     contracted,
     counts,
     dim,
+    met,
     paired,
     pinned,
     produced,
@@ -113,6 +114,7 @@ def matmul(node: Node) -> Iterator[Fact]:
             if operand.shape[-i] == y.shape[-j]:
                 yield same(operand.axis(-i), y.axis(-j))
     if not a.constant and not b.constant:
+        yield met(a.axis(-1), b.axis(-2 if b.rank > 1 else -1), a.axis(-1))
         for axis in y.axes[: y.rank - matrix_axes]:
             yield called(axis, HEAD)
 
@@ -214,12 +216,15 @@ def _given_out(found: list[tuple[Tensor, Layout]], y: Layout) -> Iterator[Fact]:
 def _summed(found: list[tuple[Tensor, Layout]]) -> Iterator[Fact]:
     """An axis that is summed over: masked activations add nothing, and whatever meets them reads them."""
     size = max(axis.size for _, axis in found)
-    whole = [axis for _, axis in found if axis.size == size]
     data = next((axis for operand, axis in found if axis.size == size and not operand.constant), None)
-    for axis in whole:
+    for operand, axis in found:
+        if axis.size != size:
+            continue
         if data is None:
             yield pinned(axis, "Einsum sums over this axis of weights alone")
         elif axis is data:
             yield untouched(axis)
         else:
             yield contracted(data, axis)
+            if not operand.constant:
+                yield met(data, axis, axis)

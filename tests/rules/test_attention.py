@@ -11,8 +11,8 @@ from builders import Net
 from laws import compare
 from onnxprune.axes import leaves
 from onnxprune.grouping import find_units
+from onnxprune.inference import infer
 from onnxprune.observation import Observation
-from onnxprune.structure import infer
 from rules.cases import CASES, Draw, case, check_case, opset, size
 
 WIDTH = 4
@@ -43,7 +43,7 @@ def attention(draw: Draw) -> tuple[Net, list[int]]:
     """As many key-value heads as query heads, values as wide as one likes, causal or not."""
     net, x = tokens(draw, opset(draw, 23, 24))
     h, e = size(draw, 2, 5), size(draw, 1, 4)
-    q, k, v = projected(net, x, h * WIDTH, h * WIDTH, h * e)
+    q, k, v = projected(net, x, h * SQUARE, h * SQUARE, h * e)
     attrs = {"q_num_heads": h, "kv_num_heads": h, "is_causal": draw(st.integers(0, 1))}
     return read(net, net.op("Attention", q, k, v, **attrs), h * e), [h]
 

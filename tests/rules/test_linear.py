@@ -136,7 +136,7 @@ def einsum(draw: Draw) -> tuple[Net, list[int]]:
 
 @case("Einsum/heads")
 def einsum_attention(draw: Draw) -> tuple[Net, list[int]]:
-    """Attention whose weights have an axis for the heads: heads and widths of values; no weight reads the others."""
+    """Attention whose weights have an axis for the heads: heads, widths of queries and keys, widths of values."""
     n, h = size(draw, 2, 4), size(draw, 2, 3)
     d, e = size(draw, 2, 5), size(draw, 2, 5)
     net = Net(17, seed=draw(st.integers(0, 99)))
@@ -146,7 +146,7 @@ def einsum_attention(draw: Draw) -> tuple[Net, list[int]]:
     mixed = net.op("Einsum", scores, v, equation="bhqk,bhke->bqhe")
     y = net.op("Einsum", mixed, net.weight(h, e, n), equation="bqhe,hen->bqn")
     y = net.op("MatMul", net.op("Relu", y), net.weight(n, 2))
-    return net.output(y), [n, h, e]
+    return net.output(y), [n, h, d, e]
 
 
 @case("Einsum/whole axes")

@@ -12,8 +12,8 @@ from builders import Net
 from laws import check_law
 from onnxprune.axes import leaves
 from onnxprune.grouping import find_units
+from onnxprune.inference import infer
 from onnxprune.observation import Observation
-from onnxprune.structure import infer
 from rules.cases import CASES, Draw, case, check_case, maps, read, rows, size
 
 
@@ -71,7 +71,7 @@ def fused_matmul(draw: Draw) -> tuple[Net, list[int]]:
 
 @case("com.microsoft:FusedMatMul/heads")
 def fused_matmul_heads(draw: Draw) -> tuple[Net, list[int]]:
-    """Heads in front, where one operand has its rows in front of them: the scores of attention."""
+    """Heads in front, where one operand has its rows in front of them: the scores of attention, whose width can go."""
     h, width = size(draw, 2, 5), size(draw, 2, 5)
     net = Net(seed=draw(st.integers(0, 99)))
     x = net.input(2, 3, 4)
@@ -79,7 +79,7 @@ def fused_matmul_heads(draw: Draw) -> tuple[Net, list[int]]:
     q, k = (net.op("Reshape", t, net.ints(2, 3, h, width)) for t in (q, k))
     turned = net.op("Transpose", q, perm=[1, 0, 2, 3]), net.op("Transpose", k, perm=[0, 2, 1, 3])
     scores = net.op("FusedMatMul", *turned, domain="com.microsoft", transBatchA=1, transB=1)
-    return fused(net).output(scores), []
+    return fused(net).output(scores), [width]
 
 
 @case("com.microsoft:MatMulNBits")

@@ -179,13 +179,13 @@ def mixture_of_experts() -> tuple[Net, list[int]]:
 
 
 def stacked_experts() -> tuple[Net, list[int]]:
-    """Weights of all experts in one tensor, of which data pick one for each sample: no weight reads what one makes."""
+    """Weights of all experts in one tensor, of which data pick one for each sample: their hidden units go from all."""
     net = Net(20)
     x = net.input("N", 4)
     best = net.op("ArgMax", linear(net, x, 4, 3), axis=1, keepdims=0)
     h = net.op("MatMul", net.op("Unsqueeze", x, net.ints(1)), net.op("Gather", net.weight(3, 4, HIDDEN), best))
     h = net.op("MatMul", net.op("Gelu", h), net.op("Gather", net.weight(3, HIDDEN, 2), best))
-    return net.output(h), []
+    return net.output(h), [HIDDEN]
 
 
 SINGLE = {"mixture_of_experts": "the reference evaluator cannot mix types in OneHot"}

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-import onnxprune.units as units_module
 from builders import Net
 from laws import compare, sizes
-from onnxprune import surgery
+from onnxprune import grouping, surgery
 from onnxprune.grouping import find_units
 from onnxprune.observation import Observation
 from onnxprune.runtime import Session
@@ -172,7 +171,7 @@ def test_batch_in_front(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     infos = (*inferred.input, *inferred.value_info, *inferred.output)
     shapes = {x.name: tuple(d.dim_value for d in x.type.tensor_type.shape.dim) for x in infos}
     shapes |= {name: array.shape for name, array in graph.constants.items()}
-    monkeypatch.setattr(units_module, "observe", lambda *_: Observation(shapes, frozenset(), {}))
+    monkeypatch.setattr(grouping, "observe", lambda *_: Observation(shapes, frozenset(), {}))
     units = find_units(graph)
     assert sizes(units) == [4, 5]
     compare(units, units.plan({name: np.arange(group.size) % 3 > 0 for name, group in units.groups.items()}))
