@@ -17,6 +17,7 @@ from onnxprune.data import load_data
 from onnxprune.errors import ModelError, PlanError
 from onnxprune.findings import Latency, Report
 from onnxprune.graph import Graph
+from onnxprune.grouping import find_units
 from onnxprune.records import Moments, Plan, Scores
 from onnxprune.run import QUALITY_BATCH, Feeding, Progress, Ranking, Run, as_graph, counted, quiet
 from onnxprune.runtime import Session
@@ -99,7 +100,11 @@ def inspect(
         residual: whether units that normalizations run over are groups too.
         allow_io: what inputs and outputs of the model may lose: "head" for the heads that caches hold.
     """
-    return Run(model, data, Feeding(device="cpu"), quiet, residual=residual, allow_io=allow_io, fast=False).units
+    graph, sample = as_graph(model), None
+    if data is not None:
+        session = Session(graph.message(), device="cpu", optimize=False)
+        sample = load_data(data, session=session, size=2).first(2).feeds
+    return find_units(graph, sample, residual=residual, allow_io=allow_io)
 
 
 def score(

@@ -113,7 +113,6 @@ class Run:
         threads: int = 0,
         residual: bool = False,
         allow_io: Collection[str] = (),
-        fast: bool = True,
     ) -> None:
         """Takes a model over.
 
@@ -125,10 +124,9 @@ class Run:
             threads: of the session; 0 for all cores.
             residual: whether units that normalizations run over are groups too.
             allow_io: what inputs and outputs of the model may lose: "head" for the heads that caches hold.
-            fast: whether ONNX Runtime may optimize the model, which takes longer than it saves where nothing is run.
         """
         self.graph, self.feeding, self.progress = as_graph(model), feeding, progress
-        self.session = Session(self.graph.message(), device=feeding.device, threads=threads, optimize=fast)
+        self.session = Session(self.graph.message(), device=feeding.device, threads=threads)
         take = partial(load_data, session=self.session, limit=feeding.samples or None, size=feeding.batch)
         given = take(data) if data is not None else None
         self.sample = given.first(2).feeds if given else None
