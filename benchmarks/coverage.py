@@ -19,13 +19,16 @@ from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
 
+from onnxprune.graph import Graph
+from onnxprune.runtime import Feeds
+from onnxprune.torch_bridge import to_torch, untouched_parameters
 from results import publish, table
 from zoo.base import EXPORTS, Model, exported, feeds, zoo
 from zoo.halving import halve
 from zoo.public import absent
 from zoo.public import models as public
 
-HEADING = ["model", "export", "attention", "groups", "removed", "largest difference", "seconds"]
+HEADING = ["model", "export", "attention", "groups", "removed", "largest difference", "seconds", "trainable"]
 
 
 def cases(only: str, export: str) -> Iterator[tuple[str, Model, str, str]]:
@@ -44,15 +47,33 @@ def row(name: str, model: Model, export: str, attention: str, *, residual: bool 
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # they print graphs
             content = exported(model, export, attention)
     except Exception as error:  # whatever an exporter throws is a result here
-        return [*head, f"no export: {reason(error)}", "", "", ""]
+        return [*head, f"no export: {reason(error)}", "", "", "", ""]
     start = time.perf_counter()
     try:
         found = halve(content, feeds(model), residual=residual)
     except Exception as error:  # so is what the tool throws
-        return [*head, f"failed: {reason(error)}", "", "", f"{time.perf_counter() - start:.1f}"]
-    seconds = time.perf_counter() - start
+        return [*head, f"failed: {reason(error)}", "", "", f"{time.perf_counter() - start:.1f}", ""]
+    seconds = f"{time.perf_counter() - start:.1f}"
     difference = f"{found.difference:.1e}" if found.groups else ""
-    return [*head, groups(found.groups), f"{100 * found.removed:.1f} %", difference, f"{seconds:.1f}"]
+    return [
+        *head,
+        groups(found.groups),
+        f"{100 * found.removed:.1f} %",
+        difference,
+        seconds,
+        trainable(found.compact, feeds(model)),
+    ]
+
+
+def trainable(graph: Graph, batch: Feeds) -> str:
+    """Whether the compact model comes out the same in PyTorch, and what gradients do not reach there."""
+    try:
+        module = to_torch(graph, batch)
+        lost = untouched_parameters(module, batch)
+    except Exception as error:  # as above
+        return f"failed: {reason(error)}"
+    count = len(list(module.parameters()))
+    return f"all {count}" if not lost else f"{count - len(lost)} of {count}, not {lost[0]}"
 
 
 def groups(found: Counter[tuple[int, str]]) -> str:
@@ -85,7 +106,9 @@ def main() -> None:
     about = (
         f"Random halves of all groups that are pruned {'with --residual' if options.residual else 'by default'}, "
         "random weights, inputs that vary. Differences are from the masked original, relative to the largest output; "
-        f"seconds are those of analysis, surgery and proof. transformers {version('transformers')}.{without}"
+        "seconds are those of analysis, surgery and proof; trainable: how many weights of the compact model, which in "
+        "PyTorch equals ONNX Runtime to 1e-4, are reached by gradients. "
+        f"transformers {version('transformers')}.{without}"
     )
     if (options.only, options.export) == ("*", "*"):
         section = "coverage.py" + " --residual" * options.residual

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from onnxprune.graph import from_proto
+from onnxprune.graph import Graph, from_proto
 from onnxprune.grouping import find_units
 from onnxprune.runtime import Feeds, Session
 from onnxprune.surgery import remove, verify
@@ -24,12 +24,14 @@ class Halved:
         removed: the share of the parameters that went.
         difference: the largest absolute difference from the masked original, relative to the scale of the outputs.
         moved: the largest absolute difference from the original, relative to its largest output; 0 would prove nothing.
+        compact: what is left.
     """
 
     groups: Counter[tuple[int, str]]
     removed: float
     difference: float
     moved: float
+    compact: Graph
 
 
 def analysed(model: bytes, *, residual: bool = False) -> Units:
@@ -65,4 +67,4 @@ def halve(model: bytes, feeds: Feeds, *, residual: bool = False) -> Halved:
     scale = max(float(np.abs(a).max()) for a in whole)
     moved = max(float(np.abs(a - b).max()) for a, b in zip(whole, small, strict=True)) / scale
     groups = Counter((group.size, group.kind) for group in units.groups.values() if not group.instead_of)
-    return Halved(groups, 1 - units.cost(keep)[0] / units.cost({})[0], difference / scale, moved)
+    return Halved(groups, 1 - units.cost(keep)[0] / units.cost({})[0], difference / scale, moved, compact)
