@@ -10,6 +10,9 @@ from torch import nn
 from zoo.base import Input, Model
 
 WORDS, HIDDEN, INNER, HEADS, LAYERS, POSITIONS = 61, 48, 80, 4, 2, 40
+QUERIES, SHARED, WIDTH = 6, 3, 10
+"""Query heads and key-value heads where they differ, and the width of such a head."""
+
 BOTH = ("eager", "sdpa")
 
 
@@ -109,8 +112,9 @@ def _llama() -> tuple[type, object]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM, LlamaConfig(
-        vocab_size=WORDS, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=6, num_key_value_heads=3,
-        head_dim=10, intermediate_size=INNER, max_position_embeddings=POSITIONS,
+        vocab_size=WORDS, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=QUERIES,
+        num_key_value_heads=SHARED,
+        head_dim=WIDTH, intermediate_size=INNER, max_position_embeddings=POSITIONS,
     )  # fmt: skip
 
 
@@ -118,8 +122,9 @@ def _qwen3() -> tuple[type, object]:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     return Qwen3ForCausalLM, Qwen3Config(
-        vocab_size=WORDS, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=6, num_key_value_heads=3,
-        head_dim=10, intermediate_size=INNER, max_position_embeddings=POSITIONS,
+        vocab_size=WORDS, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=QUERIES,
+        num_key_value_heads=SHARED,
+        head_dim=WIDTH, intermediate_size=INNER, max_position_embeddings=POSITIONS,
     )  # fmt: skip
 
 
@@ -127,8 +132,9 @@ def _gemma() -> tuple[type, object]:
     from transformers import GemmaConfig, GemmaForCausalLM
 
     return GemmaForCausalLM, GemmaConfig(
-        vocab_size=WORDS, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=6, num_key_value_heads=3,
-        head_dim=10, intermediate_size=INNER, max_position_embeddings=POSITIONS,
+        vocab_size=WORDS, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=QUERIES,
+        num_key_value_heads=SHARED,
+        head_dim=WIDTH, intermediate_size=INNER, max_position_embeddings=POSITIONS,
     )  # fmt: skip
 
 
@@ -136,8 +142,9 @@ def _gemma3() -> tuple[type, object]:
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
     return Gemma3ForCausalLM, Gemma3TextConfig(
-        vocab_size=WORDS, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=6, num_key_value_heads=3,
-        head_dim=10, intermediate_size=INNER, max_position_embeddings=POSITIONS, sliding_window=4,
+        vocab_size=WORDS, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=QUERIES,
+        num_key_value_heads=SHARED,
+        head_dim=WIDTH, intermediate_size=INNER, max_position_embeddings=POSITIONS, sliding_window=4,
         layer_types=["sliding_attention", "full_attention"],
     )  # fmt: skip
 
