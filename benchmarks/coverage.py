@@ -14,13 +14,14 @@ import argparse
 import contextlib
 import fnmatch
 import io
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
 
 from onnxprune.graph import Graph
-from onnxprune.runtime import Feeds
+from onnxprune.runtime import Feeds, Session
 from onnxprune.torch_bridge import to_torch, untouched_parameters
 from results import publish, table
 from zoo.base import EXPORTS, Model, exported, feeds, zoo
@@ -46,7 +47,8 @@ def row(name: str, model: Model, export: str, attention: str, *, residual: bool 
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # they print graphs
             content = exported(model, export, attention)
-    except Exception as error:  # whatever an exporter throws is a result here
+        Session(content, device="cpu").run(feeds(model))
+    except Exception as error:  # whatever an exporter throws is a result here, or ONNX Runtime on what it wrote
         return [*head, f"no export: {reason(error)}", "", "", "", ""]
     start = time.perf_counter()
     try:
@@ -88,7 +90,8 @@ def groups(found: Counter[tuple[int, str]]) -> str:
 def reason(error: Exception) -> str:
     """The first line of an error that says something."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {(lines or ['no message'])[0][:160]}".replace("|", "/")
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", (lines or ["no message"])[0])
+    return f"{type(error).__name__}: {plain[:160]}".replace("|", "/")
 
 
 def main() -> None:
