@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,19 @@ import click
 
 from onnxprune import __version__
 from onnxprune.criteria import CRITERIA
-from onnxprune.errors import GoalMissed, OnnxPruneError
+from onnxprune.errors import GoalMissed
 from onnxprune.files import check_output
 from onnxprune.terminal import (
     RECOVERY_SECTIONS,
     Bar,
+    Commands,
     allow_io,
     as_json,
     feeding_of,
     feeding_options,
     force,
     model_argument,
+    note,
     ranking_of,
     ranking_options,
     recovery_of,
@@ -37,20 +38,6 @@ from onnxprune.terminal import (
 )
 
 log = logging.getLogger(__name__)
-
-
-class Commands(click.Group):
-    """Turns what onnxprune raises on purpose into one line and an exit code."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Runs a command."""
-        try:
-            return super().invoke(ctx)
-        except OnnxPruneError as error:
-            if ctx.params.get("verbose", 0) > 1:
-                traceback.print_exc()
-            click.echo(f"error: {error}", err=True)
-            sys.exit(error.exit_code)
 
 
 @click.group(name="onnxprune", cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -133,7 +120,7 @@ def score(
     if moments:
         scored.moments.save(moments)
     click.echo(report.scores_json(scored.scores) if as_json else report.scored(scored.units, scored.scores))
-    _note(scored.notes, [path for path in (output, moments) if path])
+    note(scored.notes, [path for path in (output, moments) if path])
 
 
 @main.command()
@@ -211,7 +198,7 @@ def prune(
         click.echo(pruned.report.to_json())
     else:
         click.echo(report.groups(pruned.report.groups) + "\n\n" + report.summary(pruned.report))
-    _note((), written)
+    note((), written)
 
 
 @main.command(cls=sections(RECOVERY_SECTIONS))
@@ -287,7 +274,7 @@ def recover(
         if export:
             written.append(recovery.export_fresh(graph, fresh, data))
         checkpoint.unlink(missing_ok=True)
-        _note((), written)
+        note((), written)
     if missed is not None:
         raise missed
 
@@ -376,7 +363,7 @@ def study(
         found.save(output)
     rows = [(t.share, t.criterion, t.reverse, t.refit, t.removed, t.quality) for t in found.trials]
     click.echo(found.to_json() if as_json else report.trials(rows))
-    _note((), [output] if output else [])
+    note((), [output] if output else [])
 
 
 @main.command()
@@ -401,11 +388,3 @@ def compare(before: Path, after: Path, data: str | None, batch: int, threads: in
     result = pipeline.compare(before, after, data, feeding=feeding, threads=threads, progress=bar)
     bar.close()
     click.echo(result.to_json() if as_json else report.summary(result))
-
-
-def _note(notes: tuple[str, ...], written: list[Path]) -> None:
-    """Says on stderr what was written and what the reader should know."""
-    for note in notes:
-        log.warning(note)
-    for path in written:
-        log.info("wrote %s", path)

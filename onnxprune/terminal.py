@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,12 +13,29 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from onnxprune.criteria import CRITERIA
+from onnxprune.errors import OnnxPruneError
 
 if TYPE_CHECKING:
     from onnxprune.recovery import Execution, Training, Watch
     from onnxprune.run import Feeding, Ranking
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+log = logging.getLogger(__name__)
+
+
+class Commands(click.Group):
+    """Turns what onnxprune raises on purpose into one line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs a command."""
+        try:
+            return super().invoke(ctx)
+        except OnnxPruneError as error:
+            if ctx.params.get("verbose", 0) > 1:
+                traceback.print_exc()
+            click.echo(f"error: {error}", err=True)
+            sys.exit(error.exit_code)
 
 
 class Bar:
@@ -51,6 +70,14 @@ class Bar:
         if self.width:
             click.echo("\r" + " " * self.width + "\r", nl=False, err=True)
             self.width = 0
+
+
+def note(notes: tuple[str, ...], written: list[Path]) -> None:
+    """Says on stderr what was written and what the reader should know."""
+    for note in notes:
+        log.warning(note)
+    for path in written:
+        log.info("wrote %s", path)
 
 
 def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,9 @@ def train_data() -> Path:
 @pytest.fixture
 def test_data() -> Path:
     return MODELS / "digits_test.npz"
+
+
+@pytest.fixture
+def model(tmp_path: Path, mlp_model: Path) -> Path:
+    """A copy that a test may write beside."""
+    return Path(shutil.copy(mlp_model, tmp_path / "model.onnx"))
