@@ -71,8 +71,9 @@ def main() -> None:
     for found in timed:
         milliseconds = [f"{1e3 * span[1]:.2f} ms" for span in (found.before, found.after)]
         rows.append([f"latency, batch {found.batch}", milliseconds[0], milliseconds[1], f"x {found.ratio:.3f}"])
+    usual = (options.macs, options.epochs) == (parser.get_default("macs"), parser.get_default("epochs"))
     publish(
-        "resnet56.py",
+        "resnet56.py" if usual else f"resnet56.py --macs {options.macs} --epochs {options.epochs}",
         f"## ResNet-56 at {options.macs} of its multiply-accumulates, {options.epochs} epochs",
         f"`prune --macs {options.macs} --criterion {options.criterion} --refit --round-to {options.round_to}`, 1,024 "
         f"calibration images; then `recover` on the 50,000 training images, {options.epochs} epochs of "
