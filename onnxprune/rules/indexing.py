@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from onnxprune.rules.base import (
     Fact,
+    Layout,
     Node,
     Tensor,
+    cells,
     concat,
     counts,
     dim,
@@ -20,18 +23,56 @@ from onnxprune.rules.base import (
 )
 
 
+@rule("Gather", linear=True)
+def gather(node: Node) -> Iterator[Fact]:
+    """Y[a, i, s] = X[a, indices[i], s], along one axis."""
+    yield from _taken(node, node.attr("axis", 0) % node.input(0).rank, node.input(1).axes)
+
+
 @rule("GatherND", linear=True)
 def gather_nd(node: Node) -> Iterator[Fact]:
-    """Y[b, i, s] = X[b, indices[b, i], s]: batch axes b and trailing axes s pass, indexed axes stay whole."""
+    """Y[b, i, s] = X[b, indices[b, i], s]: batch axes b and trailing axes s pass; of one indexed axis it is Gather."""
     x, indices, y = node.input(0), node.input(1), node.output
     batch, depth = node.attr("batch_dims", 0), indices.shape[-1]
+    for i in range(batch):
+        yield same(indices.axis(i), y.axis(i))
+    if depth == 1:
+        yield from _taken(node, batch, indices.axes[batch:-1])
+        return
     yield from paired(x, y, skip=tuple(range(batch, x.rank)))
-    for i in range(indices.rank - 1):
+    for i in range(batch, indices.rank - 1):
         yield same(indices.axis(i), y.axis(i))
     for i in range(batch, batch + depth):
         yield pinned(x.axis(i), "GatherND picks positions on this axis")
     for j, axis in enumerate(x.axes[batch + depth :], indices.rank - 1):
         yield produced(axis, y.axis(j)) if x.constant else same(axis, y.axis(j))
+
+
+def _taken(node: Node, axis: int, places: tuple[Layout, ...]) -> Iterator[Fact]:
+    """Indices along one axis of X, its `places` in Y: a table that data index into writes the axes beside it."""
+    x, indices, y = node.input(0), node.input(1), node.output
+    for i in (i for i in range(x.rank) if i != axis):
+        beside = y.axis(i if i < axis else i + len(places) - 1)
+        yield produced(x.axis(i), beside) if x.constant else same(x.axis(i), beside)
+    for i, place in enumerate(places, axis):
+        yield same(place, y.axis(i))
+    entries = node.entries(None, 1) if 1 in node.numbers else ()
+    n, count = x.shape[axis], math.prod(place.size for place in places)
+    picks = [int(entry.value or 0) % n for entry in entries]
+    known = indices.constant and picks and all(entry.fixed for entry in entries)
+    if not known or picks != picks[:count] * (len(picks) // count):  # other ones for each sample of a batch
+        yield pinned(x.axis(axis), f"{node.op} picks positions that data decide")
+        return
+    if len(places) == 0:
+        yield same(x.axis(axis), concat(dim(picks[0]), dim(1), dim(n - picks[0] - 1)))
+    elif len(places) == 1:
+        single = cells(n)
+        yield same(x.axis(axis), concat(*single))
+        yield same(y.axis(axis), concat(*(single[pick] for pick in picks[:count])))
+    else:
+        return
+    for entry, pick in zip(entries, picks, strict=True):
+        yield counts(entry, x.axis(axis), pick)
 
 
 @rule("GatherElements", linear=True)

@@ -18,7 +18,6 @@ from onnxprune.rules.base import (
     dim,
     paired,
     pinned,
-    produced,
     product,
     rule,
     same,
@@ -171,36 +170,6 @@ def _sliced(x: Layout, y: Layout, start: Entry, end: Entry, step: int) -> Iterat
     yield counts(start, x, first)
     if (end.value or 0) < 2**31 - 1:  # what exporters write for "all the rest"
         yield counts(end, x, last if last < n else None)
-
-
-@rule("Gather", linear=True)
-def gather(node: Node) -> Iterator[Fact]:
-    """Y = X taken at indices along one axis; a table that data index into writes the axes that are not indexed."""
-    x, indices, y = node.input(0), node.input(1), node.output
-    axis = node.attr("axis", 0) % x.rank
-    for i in range(axis):
-        yield produced(x.axis(i), y.axis(i)) if x.constant else same(x.axis(i), y.axis(i))
-    for i in range(axis + 1, x.rank):
-        j = i + indices.rank - 1
-        yield produced(x.axis(i), y.axis(j)) if x.constant else same(x.axis(i), y.axis(j))
-    for i in range(indices.rank):
-        yield same(indices.axis(i), y.axis(axis + i))
-    entries = node.entries(None, 1) if 1 in node.numbers else ()
-    if not indices.constant or not entries or not all(entry.fixed for entry in entries):
-        yield pinned(x.axis(axis), "Gather picks positions that data decide")
-        return
-    n = x.shape[axis]
-    picks = [int(entry.value or 0) % n for entry in entries]
-    if indices.rank == 0:
-        yield same(x.axis(axis), concat(dim(picks[0]), dim(1), dim(n - picks[0] - 1)))
-    elif indices.rank == 1:
-        single = cells(n)
-        yield same(x.axis(axis), concat(*single))
-        yield same(y.axis(axis), concat(*(single[pick] for pick in picks)))
-    else:
-        return
-    for entry, pick in zip(entries, picks, strict=True):
-        yield counts(entry, x.axis(axis), pick)
 
 
 @rule("Expand", linear=True)

@@ -27,6 +27,34 @@ def real(net: Net, x: str) -> str:
     return net.op("Cast", x, to=TensorProto.FLOAT)
 
 
+@case("Gather")
+def gather_table(draw: Draw) -> tuple[Net, list[int]]:
+    """A table read by data writes its columns; its rows stay."""
+    n = size(draw)
+    net = Net(seed=draw(st.integers(0, 99)))
+    h = net.op("Gather", net.weight(9, n), net.input("N", 4, kind=TensorProto.INT64))
+    return net.output(net.op("MatMul", net.op("Relu", h), net.weight(n, 3))), [n]
+
+
+@case("Gather/positions")
+def gather_position(draw: Draw) -> tuple[Net, list[int]]:
+    """One position of the image; channels pass."""
+    net, h, n = maps(draw)
+    index = net.constant(np.array(draw(st.sampled_from([0, 2, -1])), np.int64))
+    h = net.op("Gather", net.op("Gather", net.op("Relu", h), index, axis=3), index, axis=2)
+    return net.output(net.dense(h, n, 3)), [n]
+
+
+@case("Gather/channels")
+def gather_channels(draw: Draw) -> tuple[Net, list[int]]:
+    """Channels in another order, some twice, some not at all."""
+    net, h, n = maps(draw)
+    picks = draw(st.lists(st.integers(-n, n - 1), min_size=2, max_size=8))
+    used = len({pick % n for pick in picks})
+    out = net.op("Gather", net.op("Relu", h), net.ints(*picks), axis=1)
+    return read(net, out, len(picks)), [used] if used > 1 else []
+
+
 @case("GatherND")
 def gather_nd(draw: Draw) -> tuple[Net, list[int]]:
     """A position of the image for each sample: channels, which come last, pass."""
@@ -40,6 +68,42 @@ def gather_nd(draw: Draw) -> tuple[Net, list[int]]:
     return net.output(net.dense(h, n, 3)), [n]
 
 
+@case("GatherND/picked")
+def gather_nd_picked(draw: Draw) -> tuple[Net, list[int]]:
+    """Channels in another order, some twice, some not at all, or one of them: the same for both images, as Gather."""
+    net, h, n = maps(draw)
+    picks = draw(st.lists(st.integers(-n, n - 1), min_size=1, max_size=8))
+    used = len({pick % n for pick in picks})
+    h = net.op("Relu", h)
+    if draw(st.booleans()):
+        out = net.op("GatherND", h, whole(net, [[[pick] for pick in picks]] * 2), batch_dims=1)
+    else:
+        out = net.op("GatherND", net.op("Transpose", h, perm=[1, 0, 2, 3]), whole(net, [[pick] for pick in picks]))
+        out = net.op("Transpose", out, perm=[1, 0, 2, 3])
+    return read(net, out, len(picks)), [used] if used > 1 else []
+
+
+@case("GatherND/one")
+def gather_nd_one(draw: Draw) -> tuple[Net, list[int]]:
+    """One row of the image; channels pass, and so do the others where one of them is picked."""
+    net, h, n = maps(draw)
+    pick = draw(st.sampled_from([0, 2, -1]))
+    if draw(st.booleans()):
+        h = net.op("Transpose", net.op("Relu", h), perm=[2, 0, 1, 3])
+        return net.output(net.op("MatMul", net.weight(3, n), net.op("GatherND", h, whole(net, [pick])))), [n]
+    one = net.op("Unsqueeze", net.op("GatherND", h, whole(net, [[0], [0]]), batch_dims=1), net.ints(1))
+    out = net.op("Add", net.op("ReduceSum", net.conv(net.op("Relu", h), n, 3)), one)
+    return net.output(out), [n - 1] if n > 2 else []
+
+
+@case("GatherND/of-each")
+def gather_nd_of_each(draw: Draw) -> tuple[Net, list[int]]:
+    """Other channels of each image stay; what comes before goes."""
+    net, h, n = maps(draw)
+    h = net.conv(net.op("Relu", h), n, 3)
+    return read(net, net.op("GatherND", h, whole(net, [[[0], [1]], [[2], [1]]]), batch_dims=1), 2), [n]
+
+
 @case("GatherND/table")
 def gather_nd_table(draw: Draw) -> tuple[Net, list[int]]:
     """A table that data index into writes its columns."""
@@ -49,15 +113,15 @@ def gather_nd_table(draw: Draw) -> tuple[Net, list[int]]:
     return net.output(net.op("MatMul", net.op("Relu", h), net.weight(n, 3))), [n]
 
 
-@case("GatherND/channels", "ScatterND/channels", "GatherElements/channels", "ScatterElements/channels")
+@case("ScatterND/channels", "GatherElements/channels", "ScatterElements/channels")
 def of_channels(draw: Draw, op: str) -> tuple[Net, list[int]]:
     """Channels that are picked or written by their position stay; what comes before goes."""
     net, h, n = maps(draw, edge=2)
     h = net.conv(net.op("Relu", h), n, 3)
-    if "ND" in op:
+    if op == "ScatterND":
         h = net.op("Transpose", h, perm=[1, 0, 2, 3])
-        updates = [net.weight(3, 2, 2, 2)] if op == "ScatterND" else []
-        h = net.op("Transpose", net.op(op, h, whole(net, [[2], [0], [1]]), *updates), perm=[1, 0, 2, 3])
+        h = net.op(op, h, whole(net, [[2], [0], [1]]), net.weight(3, 2, 2, 2))
+        h = net.op("Transpose", h, perm=[1, 0, 2, 3])
     else:
         updates = [net.weight(2, 3, 2, 2)] if op == "ScatterElements" else []
         index = np.broadcast_to(np.array([2, 0, 1]).reshape(1, 3, 1, 1), (2, 3, 2, 2))

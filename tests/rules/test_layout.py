@@ -192,34 +192,6 @@ def slice_reversed(draw: Draw) -> tuple[Net, list[int]]:
     return read(net, h, n), [n]
 
 
-@case("Gather")
-def gather_table(draw: Draw) -> tuple[Net, list[int]]:
-    """A table read by data writes its columns; its rows stay."""
-    n = size(draw)
-    net = Net(seed=draw(st.integers(0, 99)))
-    h = net.op("Gather", net.weight(9, n), net.input("N", 4, kind=TensorProto.INT64))
-    return net.output(net.op("MatMul", net.op("Relu", h), net.weight(n, 3))), [n]
-
-
-@case("Gather/positions")
-def gather_position(draw: Draw) -> tuple[Net, list[int]]:
-    """One position of the image; channels pass."""
-    net, h, n = maps(draw)
-    index = net.constant(np.array(draw(st.sampled_from([0, 2, -1])), np.int64))
-    h = net.op("Gather", net.op("Gather", net.op("Relu", h), index, axis=3), index, axis=2)
-    return net.output(net.dense(h, n, 3)), [n]
-
-
-@case("Gather/channels")
-def gather_channels(draw: Draw) -> tuple[Net, list[int]]:
-    """Channels in another order, some twice, some not at all."""
-    net, h, n = maps(draw)
-    picks = draw(st.lists(st.integers(-n, n - 1), min_size=2, max_size=8))
-    used = len({pick % n for pick in picks})
-    out = net.op("Gather", net.op("Relu", h), net.ints(*picks), axis=1)
-    return read(net, out, len(picks)), [used] if used > 1 else []
-
-
 @case("Expand")
 def expand(draw: Draw) -> tuple[Net, list[int]]:
     """Pooled features are spread over positions again; channels pass, stated or as 1."""
