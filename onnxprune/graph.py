@@ -168,26 +168,6 @@ class Graph:
             node.inputs.append(gs.Variable.empty())
         node.inputs[index] = gs.Constant(name, array)
 
-    def override(self, node: gs.Node, index: int, values: Mapping[int, int]) -> None:
-        """Puts other numbers into a vector on its way to one node of this graph. Edits the graph.
-
-        Args:
-            node: the node that reads the vector.
-            index: which of its inputs that is.
-            values: the numbers to put in, by place.
-        """
-        import onnx_graphsurgeon as gs
-
-        name = f"{node.outputs[0].name}.input{index}"
-        parts = {"places": list(values), "numbers": list(values.values())}
-        constants = {f"{name}.{part}": np.array(numbers, np.int64) for part, numbers in parts.items()}
-        self.constants |= constants
-        inputs = [node.inputs[index], *(gs.Constant(key, array) for key, array in constants.items())]
-        new = gs.Variable(name, np.int64)
-        at = next(i for i, other in enumerate(self.gs.nodes) if other is node)
-        self.gs.nodes.insert(at, gs.Node("ScatterElements", name, inputs=inputs, outputs=[new]))
-        node.inputs[index] = new
-
     def add_to_bias(self, node: gs.Node, shift: np.ndarray) -> str:
         """Adds to the bias of a Conv or Gemm of this graph, which gets one if it has none. Edits the graph.
 

@@ -15,7 +15,7 @@ from onnxprune.axes import Layout, leaves, pin, runs
 from onnxprune.extents import Extent, extent, times
 from onnxprune.graph import Graph, first_output
 from onnxprune.records import Kept
-from onnxprune.rules.base import Counts, Entry
+from onnxprune.rules.base import Counts
 from onnxprune.structure import Number, label
 
 if TYPE_CHECKING:
@@ -64,17 +64,26 @@ class Numbering:
             shared = {place for place, taken in meanings.items() if len(taken) > 1}
             numbers = [(number, node) for number, _, node in found if number is not None]
             for number, node in numbers:
-                if number.place in shared and number.axis is not None and not self._may_override(node, number.entry):
+                if number.place in shared and number.axis is not None and not self._may_override(node, number):
                     because = f"{node.op} shares a number with another node"
                     settled &= not pin(number.axis, Kept(because, label(node)))
         found_numbers = (replace(n, place=None) if n.place in shared else n for n, _ in numbers)
         return list(found_numbers)
 
-    def _may_override(self, node: gs.Node, entry: Entry) -> bool:
-        """Whether another number can be put into an input of a node, which must be a vector for that."""
-        name = node.inputs[entry.input].name
+    def _may_override(self, node: gs.Node, number: Number) -> bool:
+        """Whether another number can be put into an input of a node, which must be a vector for that.
+
+        One that varies must be a product of whole numbers, the literal among them.
+        """
+        name = node.inputs[number.entry.input].name
         kind = self.graph.constants[name].dtype if name in self.graph.constants else self.types.get(name)
-        return entry.fixed and self.graph.opset() >= OVERRIDES_SINCE and self.terms[name].ndim == 1 and kind == np.int64
+        if self.graph.opset() < OVERRIDES_SINCE or self.terms[name].ndim != 1 or kind != np.int64:
+            return False
+        if number.entry.fixed or number.place is None:
+            return number.entry.fixed
+        factors = list(sizes.factors(self.terms[name][number.entry.index]))
+        literals = [factor.place for factor in factors if isinstance(factor, sizes.Literal)]
+        return number.place in literals and all(isinstance(sizes.value_of(factor), int) for factor in factors)
 
     def _meanings(self) -> dict[sizes.Place, set[Any]]:
         """What the nodes that read a literal take it for."""
@@ -102,8 +111,9 @@ class Numbering:
         if fact.upto is None and not isinstance(term, sizes.Literal) and self._extent(term) == extent(fact.axis):
             return None, False
         place = term.place if isinstance(term, sizes.Literal | sizes.Computed) else None
-        if place or self._may_override(node, fact.entry):
-            return Number(first_output(node), fact.entry, place, fact.axis, fact.upto, sources), False
+        number = Number(first_output(node), fact.entry, place, fact.axis, fact.upto, sources)
+        if place or self._may_override(node, number):
+            return number, False
         because = f"{node.op} has a size of it from a computation that would not follow"
         return None, any([pin(axis, Kept(because, label(node))) for axis in (fact.axis, *sources)])
 

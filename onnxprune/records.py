@@ -225,6 +225,8 @@ class Written:
         constant: the tensor whose element it is, or "" where an attribute holds it or an input has to be added.
         index: its place in the attribute, or the flat index in the constant.
         value: the new value, or the one that was implied so far.
+        part: where the number is a product that varies, such as batch x 4, the factor that the value takes the place
+            of; 0 where the value is the whole number.
     """
 
     node: str
@@ -233,6 +235,7 @@ class Written:
     constant: str
     index: int
     value: float
+    part: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ import numpy as np
 
 from onnxprune.errors import PlanError, VerificationError
 from onnxprune.graph import Graph, first_output
+from onnxprune.overrides import override
 from onnxprune.precision import is_half
 from onnxprune.records import KeptIndices, Plan, Written, reference
 from onnxprune.runtime import Feeds, Session
@@ -98,7 +99,7 @@ def _write_numbers(node: gs.Node, numbers: list[Written], graph: Graph) -> None:
             node.attrs[name] = new
     for index, entries in added.items():
         if index < len(node.inputs) and node.inputs[index].name:
-            graph.override(node, index, {entry.index: int(entry.value) for entry in entries})
+            override(graph, node, index, entries)
             continue
         values = [entry.value for entry in sorted(entries, key=lambda entry: entry.index)]
         graph.add_input(node, index, np.array(values, np.int64))

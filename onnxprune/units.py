@@ -154,7 +154,8 @@ def _written(numbers: Iterable[Number], masks: Mapping[Dim, np.ndarray]) -> Iter
         constant, index = number.place or ("", entry.index)
         source = -1 if entry.input is None else entry.input
         changed |= any(not keep_mask(axis, masks).all() for axis in number.when)
-        rows.append((number, Written(number.node, entry.attr or "", source, constant, index, after), changed))
+        part = int(entry.value or 0) if not constant and not entry.fixed else 0
+        rows.append((number, Written(number.node, entry.attr or "", source, constant, index, after, part), changed))
     stirred = {(written.node, written.attribute, written.input) for _, written, changed in rows if changed}
     for number, written, changed in rows:
         where = written.node, written.attribute, written.input

@@ -169,11 +169,12 @@ def _write_nodes(
         else:
             proto.input[:] = [merged.get(tensor.name, tensor.name) for tensor in node.inputs]
             _write_attributes(proto, node.attrs)
-            for tensor in node.inputs:  # nodes that surgery added stand before the one that reads them
-                if tensor.name in added:
-                    new = added[tensor.name]
+            queue = [tensor.name for tensor in node.inputs]
+            while queue:  # nodes that surgery added stand before the one that reads them
+                if new := added.get(queue.pop(0)):
                     names = [merged.get(x.name, x.name) for x in new.inputs]
-                    model.graph.node.insert(i, helper.make_node(new.op, names, [tensor.name], new.name))
+                    model.graph.node.insert(i, helper.make_node(new.op, names, [new.outputs[0].name], new.name))
+                    queue += names
 
 
 def _write_attributes(proto: onnx.NodeProto, attrs: Mapping[str, Any]) -> None:

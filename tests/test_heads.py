@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto
 
 import onnxprune
 from builders import Net
@@ -205,28 +206,68 @@ def test_before_opset_11_a_shared_number_pins() -> None:
     assert "Reshape shares a number with another node" in {kept.kept.because for kept in units.kept}
 
 
-def computed_product() -> Graph:
-    """Batch x heads as PyTorch's own attention writes it: a size times a number, in the middle of a computed target."""
-    net = Net(17)
+def computed_product(layers: int = 1, opset: int = 17, *, real: bool = False) -> Graph:
+    """Batch x heads as PyTorch's own attention writes it: a size times a number, in the middle of a computed target.
+
+    The newer exporter computes it once for all layers. With `real` it does so in floating-point numbers.
+    """
+    net = Net(opset)
     x = net.input("N", "T", WIDTH)
     shape = net.op("Shape", x)
     batch, steps = (net.op("Slice", shape, net.ints(i), net.ints(i + 1)) for i in (0, 1))
-    turned = net.op("Transpose", x, perm=[1, 0, 2])  # tokens, batch, width
-    target = net.op("Concat", steps, net.op("Mul", batch, net.ints(HEADS)), net.ints(ROWS), axis=0)
-    q, k, v = (
-        net.op("Transpose", net.op("Reshape", net.op("MatMul", turned, net.weight(WIDTH, 12)), target), perm=[1, 0, 2])
-        for _ in "qkv"
-    )
-    scores = net.op("Softmax", net.op("MatMul", q, net.op("Transpose", k, perm=[0, 2, 1])), axis=-1)
-    mixed = net.op("Transpose", net.op("MatMul", scores, v), perm=[1, 0, 2])
-    context = net.op("Reshape", mixed, net.op("Concat", steps, batch, net.ints(HEADS * ROWS), axis=0))
-    return net.output(net.op("MatMul", context, net.weight(12, 2))).graph()
+    if real:
+        times = net.op("Mul", net.op("Cast", batch, to=TensorProto.FLOAT), net.constant(np.array([HEADS], "f")))
+        product = net.op("Cast", times, to=TensorProto.INT64)
+    else:
+        product = net.op("Mul", batch, net.ints(HEADS))
+    target = net.op("Concat", steps, product, net.ints(ROWS), axis=0)
+    for _ in range(layers):
+        turned = net.op("Transpose", x, perm=[1, 0, 2])  # tokens, batch, width
+        made = [net.op("MatMul", turned, net.weight(WIDTH, 12)) for _ in "qkv"]
+        q, k, v = (net.op("Transpose", net.op("Reshape", h, target), perm=[1, 0, 2]) for h in made)
+        scores = net.op("Softmax", net.op("MatMul", q, net.op("Transpose", k, perm=[0, 2, 1])), axis=-1)
+        mixed = net.op("Transpose", net.op("MatMul", scores, v), perm=[1, 0, 2])
+        context = net.op("Reshape", mixed, net.op("Concat", steps, batch, net.ints(HEADS * ROWS), axis=0))
+        made = net.op("MatMul", context, net.weight(12, WIDTH))
+        x = net.op("Add", x, net.op("Transpose", made, perm=[1, 0, 2]))
+    return net.output(net.op("MatMul", x, net.weight(WIDTH, 2))).graph()
 
 
 def test_of_a_product_with_a_varying_size_the_number_follows() -> None:
     units = find_units(computed_product())
     assert [(g.size, g.kind) for g in units.groups.values() if not g.instead_of] == [(HEADS, "head")]
     compare(units, halved(units))
+
+
+def test_of_a_product_that_layers_share_each_has_its_own(tmp_path: Path) -> None:
+    """Batch x 4 is divided by 4 and multiplied by what the layer keeps; beside it the width of values is replaced."""
+    units = find_units(computed_product(layers=2))
+    assert kinds(units) == 2 * [(HEADS, "head", False), (ROWS, "value width of each head", True)]
+    first, width, second, _ = units.groups
+    keep = {first: np.arange(HEADS) > 0, width: np.arange(ROWS) < 3, second: np.arange(HEADS) < 1}
+    plan = units.plan(keep)
+    assert {(number.value, number.part) for number in plan.numbers if number.part} == {(2, HEADS), (1, HEADS)}
+    compact = remove(units.graph, plan)
+    compare(units, plan)
+    for batch in (1, 3):
+        x = np.random.default_rng(0).standard_normal((batch, 5, WIDTH)).astype("f")
+        assert verify(units, plan, compact, {"x0": x}) < 1e-5
+    read = from_proto(compact.proto())
+    assert len(read.nodes) == len(units.graph.nodes) + 6 * 4 + 1
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+
+
+@pytest.mark.parametrize("opset, real", [(10, False), (17, True)])
+def test_a_product_of_other_numbers_or_before_opset_11_pins(opset: int, real: bool) -> None:
+    units = find_units(computed_product(2, opset, real=real))
+    assert not any(group.kind == "head" for group in units.groups.values())
+    assert "Reshape shares a number with another node" in {kept.kept.because for kept in units.kept}
+
+
+def test_the_width_of_values_is_called_so_where_heads_stay() -> None:
+    units = find_units(computed_product(2, real=True))
+    assert kinds(units) == 2 * [(ROWS, "value width of each head", False)]
 
 
 def test_a_question_about_minus_one_is_answered() -> None:
