@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 
+import onnx
 import pytest
 
-from zoo.base import DYNAMO, TORCHSCRIPT, feeds, member, zoo
+from zoo.base import DYNAMO, NEWEST, TORCHSCRIPT, feeds, member, zoo
 from zoo.halving import Halved, halve
 
 HEADS, FORWARD = {(4, "head"): 2, (80, "feed-forward unit"): 2}, {(80, "feed-forward unit"): 2}
 GROUPED = {(3, "key-value head"): 2, **FORWARD}
+RECURRENT = {(24, "hidden unit"): 2, (14, "neuron"): 1}
 
 FOUND: dict[str, tuple[float, dict[tuple[int, str], int]]] = {
     "bert": (0.42, HEADS),
@@ -36,6 +38,11 @@ FOUND: dict[str, tuple[float, dict[tuple[int, str], int]]] = {
     "mobilevit": (0.52, {(3, "head"): 9, (48, "feed-forward unit"): 2, (72, "feed-forward unit"): 4}),
     "whisper_encoder": (0.48, {(48, "channel"): 1, **HEADS}),
     "wav2vec2": (0.43, {(20, "channel"): 1, **HEADS}),
+    "torch_encoder": (0.49, HEADS),
+    "lstm": (0.71, RECURRENT),
+    "lstm_bidirectional": (0.72, RECURRENT),
+    "gru": (0.70, RECURRENT),
+    "gru_bidirectional": (0.72, RECURRENT),
     "fused_attention": (0.48, {(4, "head"): 1, (80, "feed-forward unit"): 1}),
     "swiglu": (0.50, {(40, "feed-forward unit"): 1}),
     "swiglu_fused": (0.50, {(40, "feed-forward unit"): 1}),
@@ -50,14 +57,36 @@ FOUND: dict[str, tuple[float, dict[tuple[int, str], int]]] = {
 }
 """The least share of parameters that must go with half of every group, and groups that must be among them."""
 
-AGREE = "bert", "gpt2", "llama", "vit", "fused_attention", "swiglu_fused"
+AGREE = (
+    "bert",
+    "gpt2",
+    "llama",
+    "falcon",
+    "vit",
+    "fused_attention",
+    "torch_encoder",
+    "lstm_bidirectional",
+    "gru",
+    "swiglu_fused",
+)
 """Networks that are also exported by the slower exporter."""
+
+OPERATORS = {
+    "gpt2": {"Attention"},
+    "vit": {"Attention"},
+    "llama_placed": {"Attention", "RMSNormalization", "RotaryEmbedding"},
+}
+"""Networks that are also exported at an opset with operators for attention, and these operators."""
+
+BOUND = {("torch_encoder", TORCHSCRIPT)}
+"""Exports that run with the sizes of their example alone, which data must say."""
 
 
 def halved(name: str, export: str = TORCHSCRIPT, attention: str = "") -> Halved:
     model = zoo()[name]
     chosen = attention or next(iter(model.attention), "")
-    return halve(member(name, export, chosen), feeds(model))
+    given = feeds(model)
+    return halve(member(name, export, chosen), given, sample=given if (name, export) in BOUND else None)
 
 
 @pytest.mark.parametrize("name", FOUND)
@@ -78,6 +107,15 @@ def test_exporters_agree(name: str) -> None:
     found = [halved(name, *form) for form in forms]
     assert all(other.groups == found[0].groups for other in found[1:])
     assert max(x.removed for x in found) - min(x.removed for x in found) < 0.01
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_for_attention_make_no_difference(name: str) -> None:
+    model = onnx.load_from_string(member(name, NEWEST, "sdpa"))
+    assert {node.op_type for node in model.graph.node} >= OPERATORS[name]
+    found, spelled = halved(name, NEWEST, "sdpa"), halved(name, TORCHSCRIPT, "sdpa")
+    assert found.groups == spelled.groups
+    assert abs(found.removed - spelled.removed) < 0.01
 
 
 @pytest.mark.parametrize("name, share", [("bert", 0.65), ("gpt2", 0.60), ("llama", 0.60), ("vit", 0.65)])

@@ -61,11 +61,11 @@ class Model:
     attention: tuple[str, ...] = ()
 
 
-TORCHSCRIPT, DYNAMO = "torchscript, opset 17", "dynamo"
+TORCHSCRIPT, DYNAMO, NEWEST = "torchscript, opset 17", "dynamo", "dynamo, opset 23"
 EXPORTS: dict[str, dict[str, object]] = {
     TORCHSCRIPT: {"dynamo": False, "opset_version": 17},
     DYNAMO: {"dynamo": True},
-    "dynamo, opset 23": {"dynamo": True, "opset_version": 23},
+    NEWEST: {"dynamo": True, "opset_version": 23},
 }
 
 

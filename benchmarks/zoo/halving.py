@@ -34,9 +34,9 @@ class Halved:
     compact: Graph
 
 
-def analysed(model: bytes, *, residual: bool = False) -> Units:
+def analysed(model: bytes, sample: Feeds | None = None, *, residual: bool = False) -> Units:
     """The units of an ONNX file, with those of the residual stream if asked for."""
-    return find_units(from_proto(onnx.load_from_string(model)), residual=residual)
+    return find_units(from_proto(onnx.load_from_string(model)), sample, residual=residual)
 
 
 def halves(units: Units, seed: int = 0) -> dict[str, np.ndarray]:
@@ -46,7 +46,7 @@ def halves(units: Units, seed: int = 0) -> dict[str, np.ndarray]:
     return {name: generator.permutation(n) < n - n // 2 for name, n in chosen.items()}
 
 
-def halve(model: bytes, feeds: Feeds, *, residual: bool = False) -> Halved:
+def halve(model: bytes, feeds: Feeds, *, residual: bool = False, sample: Feeds | None = None) -> Halved:
     """Removes half of the units of every group and holds the result to the law.
 
     Args:
@@ -54,11 +54,12 @@ def halve(model: bytes, feeds: Feeds, *, residual: bool = False) -> Halved:
         feeds: an array for each input.
         residual: whether the residual stream is halved too; its reference then is the model whose normalizations see
             the kept positions alone.
+        sample: inputs for the analysis, where data must say which sizes the model runs with.
 
     Raises:
         OnnxPruneError: the model cannot be analysed, or the result differs from the masked original.
     """
-    units = analysed(model, residual=residual)
+    units = analysed(model, sample, residual=residual)
     keep = halves(units)
     plan = units.plan(keep)
     compact = remove(units.graph, plan)
