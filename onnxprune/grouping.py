@@ -269,9 +269,8 @@ class _Finder:
             return "rotary pair of each head" if paired else "query-key width of each head"
         others = [b if a is members[0] else a for a, b in self.overlaps if members[0] in (a, b)]
         heads = [leaf for leaf in others if self.kinds.get(leaf) == HEAD and self.uses["writes"][leaf]]
-        free = [leaf for leaf in heads if not leaf.kept]
-        if kind == HEAD and free:  # grouped queries: key-value heads are on more weights than what they are shared by
-            fewer = all(len(writers) < len(self.uses["writes"][leaf]) for leaf in free)
+        if kind == HEAD and heads:  # grouped queries: key-value heads are on more weights than what they are shared by
+            fewer = all(len(writers) < len(self.uses["writes"][leaf]) for leaf in heads)
             return "query head of each key-value head" if fewer else "key-value head"
         if kind == NEURON and heads:
             return "value width of each head"

@@ -242,8 +242,12 @@ def test_of_a_product_with_a_varying_size_the_number_follows() -> None:
 def test_of_a_product_that_layers_share_each_has_its_own(tmp_path: Path) -> None:
     """Batch x 4 is divided by 4 and multiplied by what the layer keeps; beside it the width of values is replaced."""
     units = find_units(computed_product(layers=2))
-    assert kinds(units) == 2 * [(HEADS, "head", False), (ROWS, "value width of each head", True)]
-    first, width, second, _ = units.groups
+    assert kinds(units) == 2 * [
+        (HEADS, "head", False),
+        (ROWS, "query-key width of each head", True),
+        (ROWS, "value width of each head", True),
+    ]
+    first, _, width, second, *_ = units.groups
     keep = {first: np.arange(HEADS) > 0, width: np.arange(ROWS) < 3, second: np.arange(HEADS) < 1}
     plan = units.plan(keep)
     assert {(number.value, number.part) for number in plan.numbers if number.part} == {(2, HEADS), (1, HEADS)}
@@ -265,9 +269,12 @@ def test_a_product_of_other_numbers_or_before_opset_11_pins(opset: int, real: bo
     assert "Reshape shares a number with another node" in {kept.kept.because for kept in units.kept}
 
 
-def test_the_width_of_values_is_called_so_where_heads_stay() -> None:
+def test_widths_are_called_so_where_heads_stay() -> None:
     units = find_units(computed_product(2, real=True))
-    assert kinds(units) == 2 * [(ROWS, "value width of each head", False)]
+    assert kinds(units) == 2 * [
+        (ROWS, "query-key width of each head", False),
+        (ROWS, "value width of each head", False),
+    ]
 
 
 def test_a_question_about_minus_one_is_answered() -> None:
