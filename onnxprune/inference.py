@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
@@ -10,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxprune import sizes
-from onnxprune.axes import Layout, dim, pin, same, unify
+from onnxprune.axes import Dim, Layout, dim, leaves, pin, same, unify
 from onnxprune.graph import Graph, captured_names, first_output
 from onnxprune.numbering import Numbering
 from onnxprune.observation import Observation
 from onnxprune.records import Kept
 from onnxprune.rules import find_rule
 from onnxprune.rules.base import (
+    HEAD,
     Cached,
     Called,
     Counts,
@@ -39,6 +41,10 @@ from onnxprune.structure import Meeting, Number, Structure, Use, label
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
+
+INPUT, OUTPUT = "it is an input of the model", "it is an output of the model"
+CACHE = "a cache of the model holds it, whose heads go with --allow-io head alone"
+"""Why axes stay that people outside the graph see."""
 
 MOVES = frozenset(
     {"Cast", "Expand", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
@@ -112,6 +118,7 @@ class _Inference:
             self._follow_picked(node)
             self._apply(node)
         self.out.uses = [use for use in self.out.uses if use.data not in self.applied]  # picking writes no states then
+        self._find_caches()
         self._pin_borders()
         for name in (*self.graph.outputs, *captured_names(self.graph.source.graph)):
             self._escape(name, "its size leaves the model as a value")
@@ -147,14 +154,32 @@ class _Inference:
 
     def _pin_borders(self) -> None:
         """Pins what people outside the graph see, but for the heads in caches that may go."""
-        free = self.caches if "head" in self.allow_io else set()
-        for names, because in (
-            (self.graph.inputs, "it is an input of the model"),
-            (self.graph.outputs, "it is an output of the model"),
-        ):
+        free = self._heads() if "head" in self.allow_io else set()
+        for names, border in ((self.graph.inputs, INPUT), (self.graph.outputs, OUTPUT)):
             for name in names:
-                axes = [axis for i, axis in enumerate(self.out.axes.get(name, ())) if (name, i) not in free]
-                self._pin(axes, because, name)
+                for i, axis in enumerate(self.out.axes.get(name, ())):
+                    spared = free if (name, i) in self.caches else set()
+                    self._pin([leaf for leaf in leaves(axis) if leaf not in spared], border, name)
+
+    def _find_caches(self) -> None:
+        """Finds the caches of a plain graph, and says of heads that stay because of a cache what would let them go.
+
+        A cache is an input that comes out again, with all axes but one at most as they were.
+        """
+        for names in itertools.product(self.graph.inputs, self.graph.outputs):
+            pair = [self.out.axes.get(name, ()) for name in names]
+            kept = [i for i, axes in enumerate(zip(*pair, strict=False)) if same(*axes)]
+            if len(pair[0]) == len(pair[1]) <= len(kept) + 1:
+                self.caches |= set(itertools.product(names, kept))
+        heads = self._heads() if "head" not in self.allow_io else set()
+        for name, i in self.caches:
+            for leaf in heads.intersection(leaves(self.out.axes[name][i])):
+                if leaf.kept and leaf.kept.because in (INPUT, OUTPUT):
+                    leaf.kept = Kept(CACHE, leaf.kept.node)
+
+    def _heads(self) -> set[Dim]:
+        """What attention says are heads, as far as layouts are known by now."""
+        return {leaf for axis, kind in self.out.kinds if kind == HEAD for leaf in leaves(axis)}
 
     def _pin(self, axes: Iterable[Layout], because: str, node: str) -> bool:
         return any([pin(axis, Kept(because, node)) for axis in axes])

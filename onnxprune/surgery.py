@@ -14,6 +14,8 @@ A recurrent layer reads its own results before a mask behind it can act, so ther
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -132,15 +134,20 @@ def _masked(units: Units, plan: Plan) -> tuple[onnx.ModelProto, dict[str, np.nda
 
 
 def _mask_nodes(model: onnx.ModelProto, units: Units, plan: Plan) -> None:
-    """Puts a mask behind every node of a message that holds removed positions."""
-    from onnx import TensorProto, helper, numpy_helper, shape_inference
+    """Puts a mask behind every input and every node of a message that holds removed positions."""
+    from onnx import numpy_helper, shape_inference
 
     inferred = shape_inference.infer_shapes(model).graph
-    types = {info.name: info.type.tensor_type.elem_type for info in inferred.value_info}
+    infos = (*inferred.value_info, *inferred.input, *inferred.output)
+    masker = _Masker(model.graph, units, plan, {info.name: info.type.tensor_type.elem_type for info in infos})
     own = _own_readers(units.graph, plan)
     fills = _zero_points(model)
-    nodes = []
+    nodes: list[onnx.NodeProto] = []
+    hidden = {name: f"{name}:kept" for name in units.graph.inputs if name in plan.activations}
+    for name, kept in hidden.items():
+        nodes += masker.masked(name, name, kept, "")
     for node in model.graph.node:
+        node.input[:] = [hidden.get(name, name) for name in node.input]
         narrow = node.output[0] in plan.inexact
         nodes += [*(_gathered(node, units, plan, model.graph) if narrow else ()), node]
         for i, array in own.get(next(filter(None, node.output), ""), {}).items():
@@ -149,38 +156,70 @@ def _mask_nodes(model: onnx.ModelProto, units: Units, plan: Plan) -> None:
         for i, name in enumerate(node.output):
             if name not in plan.activations:
                 continue
-            node.output[i] = hidden = f"{name}:whole"
-            kind = types.get(name, TensorProto.FLOAT)
-            shape = [axis.size for axis in units.structure.axes[name]]
-            periods = plan.periods.get(name, {})
-            static = {axis: kept for axis, kept in plan.activations[name].items() if axis not in periods}
-            if narrow and static:
+            node.output[i] = whole = f"{name}:whole"
+            if narrow and (static := masker.static(name)):
                 node.output[i] = f"{name}:kept"
+                shape = masker.shape(name)
                 spread = {axis: _spread(kept, shape[axis]) for axis, kept in static.items()}
-                nodes += _taken(node.output[i], hidden, spread, model.graph)
-            mask = _mask_array(shape, static)
-            if units.graph.opset() < 9:  # Where came with opset 9
-                mask = mask.astype(helper.tensor_dtype_to_np_dtype(kind))
-            keep = f"{name}:keep"
-            model.graph.initializer.append(numpy_helper.from_array(mask, keep))
-            for axis, period in periods.items():
-                repeated = _mask_array([period], {0: plan.activations[name][axis]})
-                made, constants = _repeated(repeated, hidden, axis, len(shape))
-                nodes += [*made, helper.make_node("And", [keep, made[-1].output[0]], [f"{keep}:{axis}"])]
-                model.graph.initializer.extend(constants)
-                keep = f"{keep}:{axis}"
-            if units.graph.opset() < 9:
-                nodes.append(helper.make_node("Mul", [hidden, keep], [name]))
-            elif kind == TensorProto.BOOL:
-                nodes.append(helper.make_node("And", [hidden, keep], [name]))
-            else:  # not a product, in which 0 x inf would stay
-                if name not in fills:
-                    fills[name] = f"{name}:zero"
-                    model.graph.initializer.append(helper.make_tensor(fills[name], kind, [], [0]))
-                nodes.append(helper.make_node("Where", [keep, hidden, fills[name]], [name]))
+                nodes += _taken(node.output[i], whole, spread, model.graph)
+            nodes += masker.masked(name, whole, name, fills.get(name, ""))
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     model.graph.ClearField("value_info")
+
+
+@dataclass(frozen=True, slots=True)
+class _Masker:
+    """Makes the nodes that mask tensors of a graph, of these element types."""
+
+    graph: onnx.GraphProto
+    units: Units
+    plan: Plan
+    types: Mapping[str, int]
+
+    def shape(self, name: str) -> list[int]:
+        """The shape of a tensor in the observed run."""
+        return [axis.size for axis in self.units.structure.axes[name]]
+
+    def static(self, name: str) -> KeptIndices:
+        """What is kept of a tensor along axes whose size does not vary."""
+        periods = self.plan.periods.get(name, {})
+        return {axis: kept for axis, kept in self.plan.activations[name].items() if axis not in periods}
+
+    def masked(self, name: str, source: str, result: str, fill: str) -> Iterator[onnx.NodeProto]:
+        """Nodes that give a tensor without what a plan removes of it.
+
+        Args:
+            name: the tensor, as the plan knows it.
+            source: where it is, whole.
+            result: where it goes.
+            fill: the tensor that holds the number which stands for zero; "" for zero itself.
+        """
+        from onnx import TensorProto, helper, numpy_helper
+
+        kind = self.types.get(name, TensorProto.FLOAT)
+        shape, periods = self.shape(name), self.plan.periods.get(name, {})
+        mask = _mask_array(shape, self.static(name))
+        if self.units.graph.opset() < 9:  # Where came with opset 9
+            mask = mask.astype(helper.tensor_dtype_to_np_dtype(kind))
+        keep = f"{name}:keep"
+        self.graph.initializer.append(numpy_helper.from_array(mask, keep))
+        for axis, period in periods.items():
+            repeated = _mask_array([period], {0: self.plan.activations[name][axis]})
+            made, constants = _repeated(repeated, source, axis, len(shape))
+            yield from made
+            yield helper.make_node("And", [keep, made[-1].output[0]], [f"{keep}:{axis}"])
+            self.graph.initializer.extend(constants)
+            keep = f"{keep}:{axis}"
+        if self.units.graph.opset() < 9:
+            yield helper.make_node("Mul", [source, keep], [result])
+        elif kind == TensorProto.BOOL:
+            yield helper.make_node("And", [source, keep], [result])
+        else:  # not a product, in which 0 x inf would stay
+            if not fill:
+                fill = f"{name}:zero"
+                self.graph.initializer.append(helper.make_tensor(fill, kind, [], [0]))
+            yield helper.make_node("Where", [keep, source, fill], [result])
 
 
 ZERO_POINTS = {

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import onnx
 import pytest
 
+from onnxprune import find_units, remove, verify
+from onnxprune.graph import from_proto
 from zoo.base import DYNAMO, NEWEST, TORCHSCRIPT, feeds, member, zoo
 from zoo.halving import Halved, halve
 
@@ -47,7 +50,7 @@ FOUND: dict[str, tuple[float, dict[tuple[int, str], int]]] = {
     "swiglu": (0.50, {(40, "feed-forward unit"): 1}),
     "swiglu_fused": (0.50, {(40, "feed-forward unit"): 1}),
     "experts": (0.48, {(width, "feed-forward unit"): 1 for width in (28, 32, 36)}),
-    "experts_stacked": (0.49, {(40, "neuron"): 1}),
+    "experts_stacked": (0.49, {(40, "feed-forward unit"): 1}),
     "resnet20": (0.74, {(16, "channel"): 4, (32, "channel"): 4, (64, "channel"): 4}),
     "resnet50": (0.72, {(8, "channel"): 7, (256, "channel"): 1}),
     "mobilenet_v2": (0.65, {(640, "channel"): 1, (320, "channel"): 3}),
@@ -116,6 +119,25 @@ def test_operators_for_attention_make_no_difference(name: str) -> None:
     found, spelled = halved(name, NEWEST, "sdpa"), halved(name, TORCHSCRIPT, "sdpa")
     assert found.groups == spelled.groups
     assert abs(found.removed - spelled.removed) < 0.01
+
+
+@pytest.mark.parametrize("export", [TORCHSCRIPT, DYNAMO])
+def test_heads_go_from_caches_of_a_plain_graph(export: str) -> None:
+    graph = from_proto(onnx.load_from_string(member("decoder_cached", export)))
+    assert "key-value head" not in {group.kind for group in find_units(graph).groups.values()}
+    units = find_units(graph, allow_io=["head"])
+    keep = {name: np.arange(group.size) != 1 for name, group in units.groups.items() if not group.instead_of}
+    assert {(units.groups[name].size, units.groups[name].kind) for name in keep} == {*GROUPED}
+    plan = units.plan(keep)
+    compact = remove(graph, plan)
+    given = feeds(zoo()["decoder_cached"], {"past": 6})
+    assert verify(units, plan, compact, given) < 1e-5
+    proto = compact.proto().graph
+    shapes = [[axis.dim_value for axis in info.type.tensor_type.shape.dim] for info in (*proto.input, *proto.output)]
+    assert [shape[1] for shape in shapes if len(shape) == 4] == [2, 2, 2, 2]
+    assert {name: by[1] for name, by in plan.activations.items() if name in graph.inputs} == dict.fromkeys(
+        ("past_key", "past_value"), (0, 2)
+    )
 
 
 @pytest.mark.parametrize("name, share", [("bert", 0.65), ("gpt2", 0.60), ("llama", 0.60), ("vit", 0.65)])

@@ -17,7 +17,7 @@ from torch import nn
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # configurations only: nothing is downloaded
 
 Axes = tuple[int | str, ...]
-SIZES = {"batch": 2, "tokens": 7, "words": 5, "samples": 400}
+SIZES = {"batch": 2, "tokens": 7, "words": 5, "samples": 400, "past": 4}
 """Sizes of symbolic axes in the export."""
 
 

@@ -97,6 +97,27 @@ class FusedAttention(nn.Module):
         return x + self.down(functional.gelu(self.up(self.norms[1](x)), approximate="tanh"))
 
 
+class Decoder(nn.Module):
+    """A layer of a decoder that keeps keys and values, as serving stacks export it; two queries for each of 3 heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(48, width, bias=False) for width in (60, 30, 30))
+        self.o, self.up, self.down = nn.Linear(60, 48, bias=False), nn.Linear(48, 80), nn.Linear(80, 48)
+        self.norms = nn.ModuleList(nn.LayerNorm(48) for _ in range(2))
+
+    def forward(self, x: torch.Tensor, past_key: torch.Tensor, past_value: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        batch, tokens, _ = x.shape
+        h = self.norms[0](x)
+        q, k, v = (layer(h).view(batch, tokens, -1, 10).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        key, value = torch.cat([past_key, k], 2), torch.cat([past_value, v], 2)
+        known = key.shape[2]
+        k, v = (c[:, :, None].expand(batch, 3, 2, known, 10).reshape(batch, 6, known, 10) for c in (key, value))
+        weights = (q @ k.transpose(-2, -1) * 10**-0.5).softmax(-1)
+        x = x + self.o((weights @ v).transpose(1, 2).reshape(batch, tokens, 60))
+        return x + self.down(functional.gelu(self.up(self.norms[1](x)))), key, value
+
+
 def models() -> dict[str, Model]:
     """Inputs are tokens, or states of 18 or 48 features."""
     tokens, states = {"input_ids": Input(("batch", "tokens"), 61)}, {"x": Input(("batch", "tokens", 18))}
@@ -110,5 +131,13 @@ def models() -> dict[str, Model]:
         "experts": Model(Experts, states),
         "experts_stacked": Model(StackedExperts, states),
         "fused_attention": Model(FusedAttention, {"x": Input(("batch", "tokens", 48))}),
+        "decoder_cached": Model(
+            Decoder,
+            {
+                "x": Input(("batch", "tokens", 48)),
+                "past_key": Input(("batch", 3, "past", 10)),
+                "past_value": Input(("batch", 3, "past", 10)),
+            },
+        ),
         "torch_encoder": Model(Encoder, {"x": Input(("batch", "tokens", 48))}),
     }
