@@ -47,7 +47,19 @@ CACHE = "a cache of the model holds it, whose heads go with --allow-io head alon
 """Why axes stay that people outside the graph see."""
 
 MOVES = frozenset(
-    {"Cast", "Expand", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+    {
+        "Cast",
+        "Expand",
+        "Gather",
+        "GatherND",
+        "Identity",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    }
 )
 """Operators that give out elements of their first input alone."""
 
@@ -266,7 +278,9 @@ class _Inference:
         return Node(node.op, self.graph.opset(node.domain or ""), inputs, outputs, attrs, numbers, zeros)
 
     def _tensor(self, name: str) -> Tensor | None:
-        return Tensor(name, self.out.axes[name], name in self.out.constant) if name in self.out.axes else None
+        if name not in self.out.axes:
+            return None
+        return Tensor(name, self.out.axes[name], name in self.out.constant, name in self.picked)
 
     def _state(self, node: gs.Node, fact: Fact) -> None:
         """Takes one fact over."""

@@ -77,11 +77,18 @@ class Tensor:
         name: its name.
         axes: the layout of each axis.
         constant: whether it is a constant or computed from constants alone.
+        picked: whether it is what data pick of a constant, such as the weights of experts.
     """
 
     name: str
     axes: tuple[Layout, ...]
     constant: bool
+    picked: bool = False
+
+    @property
+    def weight(self) -> bool:
+        """Whether what is multiplied with it meets numbers of the model rather than of the data."""
+        return self.constant or self.picked
 
     @property
     def rank(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 from onnxprune.rules.base import (
     CHANNEL,
@@ -113,7 +114,7 @@ def matmul(node: Node) -> Iterator[Fact]:
             j = i - 2 + matrix_axes  # the same leading axis, counted from the end of the result
             if operand.shape[-i] == y.shape[-j]:
                 yield same(operand.axis(-i), y.axis(-j))
-    if not a.constant and not b.constant:
+    if not a.weight and not b.weight:
         yield met(a.axis(-1), b.axis(-2 if b.rank > 1 else -1), a.axis(-1))
         for axis in y.axes[: y.rank - matrix_axes]:
             yield called(axis, HEAD)
@@ -129,7 +130,7 @@ def _turned(node: Node, index: int, which: str) -> Tensor:
         axes = (*axes[1:-1], axes[0], axes[-1])
     if node.attr(f"trans{which}", 0):
         axes = (*axes[:-2], axes[-1], axes[-2])
-    return Tensor(x.name, axes, x.constant)
+    return replace(x, axes=axes)
 
 
 @rule("MatMulNBits", domain=MICROSOFT)
@@ -142,10 +143,10 @@ def matmul_n_bits(node: Node) -> Iterator[Fact]:
 
 
 def _multiplied(a: Tensor, b: Tensor, y: Tensor, n: int | None, k_a: int, k_b: int, m: int | None) -> Iterator[Fact]:
-    """The equations of a matrix product; the operand that is constant is the weight."""
+    """The equations of a matrix product; the operand that is constant, or picked from a constant, is the weight."""
     rows = y.axis(-2 if m is not None else -1) if n is not None else None
     columns = y.axis(-1) if m is not None else None
-    if b.constant or not a.constant:
+    if b.weight or not a.weight:
         yield contracted(a.axis(k_a), b.axis(k_b))
         if rows is not None and n is not None:
             yield same(a.axis(n), rows)

@@ -188,6 +188,21 @@ def stacked_experts() -> tuple[Net, list[int]]:
     return net.output(h), [HIDDEN]
 
 
+def stacked_experts_first() -> tuple[Net, list[int]]:
+    """The same as transformers multiplies them: weights to the left of a column, gate and up in one.
+
+    The newer exporter picks them by GatherND.
+    """
+    net = Net(20)
+    x = net.input("N", 4)
+    best = net.op("ArgMax", linear(net, x, 4, 3), axis=1, keepdims=0)
+    h = net.op("MatMul", net.op("Gather", net.weight(3, 2 * HIDDEN, 4), best), net.op("Unsqueeze", x, net.ints(2)))
+    gate, up = net.ops("Split", net.op("Squeeze", h, net.ints(2)), outputs=2, axis=1, num_outputs=2)
+    h = net.op("Unsqueeze", net.op("Mul", net.op("Sigmoid", gate), up), net.ints(2))
+    picked = net.op("GatherND", net.weight(3, 2, HIDDEN), net.op("Unsqueeze", best, net.ints(1)))
+    return net.output(net.op("MatMul", picked, h)), [HIDDEN]
+
+
 SINGLE = {"mixture_of_experts": "the reference evaluator cannot mix types in OneHot"}
 
 PATTERNS = [
@@ -206,6 +221,7 @@ PATTERNS = [
     resize_to_computed_size,
     mixture_of_experts,
     stacked_experts,
+    stacked_experts_first,
 ]
 
 
