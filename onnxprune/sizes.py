@@ -278,6 +278,14 @@ def _split(attrs: Mapping[str, Any], x: np.ndarray, sizes: np.ndarray | None = N
     return np.split(x, np.cumsum(given)[:-1], axis)
 
 
+def _one_hot(attrs: Mapping[str, Any], index: np.ndarray, depth: np.ndarray, values: np.ndarray | None) -> np.ndarray:
+    if values is None or attrs.get("axis", -1) not in (-1, index.ndim):
+        raise ValueError("not the numbers of a vector")
+    (size,) = ints(depth)
+    hot = np.equal.outer(np.reshape(ints(index), index.shape) % size, np.arange(size))
+    return np.where(hot, values[1], values[0])
+
+
 def _constant_of_shape(attrs: Mapping[str, Any], shape: np.ndarray) -> np.ndarray:
     value = attrs["value"].values.ravel()[0].item() if "value" in attrs else 0.0
     dims = ints(shape)
@@ -324,6 +332,7 @@ _RULES: dict[str, Callable[..., np.ndarray | list[np.ndarray]]] = {
     "Expand": lambda attrs, x, shape: np.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(ints(shape)))),
     "Tile": lambda attrs, x, repeats: np.tile(x, ints(repeats)),
     "ConstantOfShape": _constant_of_shape,
+    "OneHot": _one_hot,
     "Range": _range,
     "Where": _where,
     "Add": _arithmetic("Add", operator.add),

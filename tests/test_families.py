@@ -28,6 +28,7 @@ FOUND: dict[str, tuple[float, dict[tuple[int, str], int]]] = {
     "qwen3": (0.37, GROUPED),
     "gemma": (0.37, GROUPED),
     "gemma3": (0.36, GROUPED),
+    "mixtral": (0.43, GROUPED),
     "phi": (0.42, HEADS),
     "falcon": (0.37, HEADS),
     "bloom": (0.44, {(4, "head"): 1, (192, "feed-forward unit"): 2}),  # one table of slopes for both layers

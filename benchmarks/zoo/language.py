@@ -149,6 +149,18 @@ def _gemma3() -> tuple[type, object]:
     )  # fmt: skip
 
 
+def _mixtral() -> tuple[type, object]:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=WORDS, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=6, num_key_value_heads=3,
+        head_dim=10, intermediate_size=INNER, num_local_experts=3, num_experts_per_tok=2,
+        max_position_embeddings=POSITIONS,
+    )  # fmt: skip
+    config._experts_implementation = "batched_mm"  # the others are loops over data
+    return MixtralForCausalLM, config
+
+
 def _phi() -> tuple[type, object]:
     from transformers import PhiConfig, PhiForCausalLM
 
@@ -204,6 +216,7 @@ def models() -> dict[str, Model]:
         "qwen3": _text(_qwen3, "logits"),
         "gemma": _text(_gemma, "logits"),
         "gemma3": _text(_gemma3, "logits"),
+        "mixtral": _text(_mixtral, "logits"),
         "phi": _text(_phi, "logits"),
         "falcon": _text(_falcon, "logits"),
         "bloom": _text(_bloom, "logits"),

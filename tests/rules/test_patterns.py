@@ -164,6 +164,18 @@ def resize_to_computed_size() -> tuple[Net, list[int]]:
     return net.output(net.conv(net.op("Resize", h, "", "", size, mode="nearest"), WIDTH, 2)), [WIDTH]
 
 
+def tile_by_one_hot() -> tuple[Net, list[int]]:
+    """Each token once for each chosen expert, as repeat_interleave is exported: their number, among ones."""
+    net = Net(20)
+    x = net.input("N", "T", 4)
+    h = net.op("Relu", linear(net, x, 4, WIDTH))
+    best = net.ops("TopK", linear(net, h, WIDTH, 5), net.ints(2), outputs=2)[1]
+    values = net.op("Concat", net.ints(1), part(net, best, 2), axis=0)
+    repeats = net.op("Reshape", net.op("OneHot", net.ints(2), whole(net, 4), values), net.ints(-1))
+    h = net.op("Tile", net.op("Unsqueeze", h, net.ints(2)), repeats)
+    return net.output(linear(net, h, WIDTH, 2)), [WIDTH]
+
+
 def mixture_of_experts() -> tuple[Net, list[int]]:
     """A gate that takes the two best of three experts: each expert loses hidden units of its own."""
     net = Net(20)
@@ -217,6 +229,7 @@ PATTERNS = [
     tied_embeddings,
     folded_tied_embeddings,
     tile_by_computed_repeat,
+    tile_by_one_hot,
     expand_to_computed_shape,
     resize_to_computed_size,
     mixture_of_experts,
