@@ -39,7 +39,7 @@ _HOME = {
     "find_units": "grouping",
     "inspect": "pipeline",
     "load": "graph",
-    "mask": "surgery",
+    "mask": "masking",
     "prune": "pipeline",
     "recover": "recovery",
     "remove": "surgery",

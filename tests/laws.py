@@ -10,9 +10,10 @@ from onnx.reference import ReferenceEvaluator
 
 from onnxprune.graph import Graph
 from onnxprune.grouping import find_units
+from onnxprune.masking import mask
 from onnxprune.records import Plan
 from onnxprune.runtime import Session
-from onnxprune.surgery import mask, remove
+from onnxprune.surgery import remove
 from onnxprune.units import Units
 
 EXACT = 1e-9

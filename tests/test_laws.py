@@ -11,10 +11,11 @@ from builders import Net
 from laws import compare, sizes
 from onnxprune.errors import PlanError, VerificationError
 from onnxprune.grouping import find_units
+from onnxprune.masking import mask
 from onnxprune.records import Plan
 from onnxprune.rules import base
 from onnxprune.rules.base import Fact, Node, paired, same
-from onnxprune.surgery import mask, remove, verify
+from onnxprune.surgery import remove, verify
 
 
 def normalized() -> Net:

@@ -28,12 +28,13 @@ from onnxprune.errors import VerificationError
 from onnxprune.exact import find_exact
 from onnxprune.graph import Graph, from_proto
 from onnxprune.grouping import find_units
+from onnxprune.masking import mask
 from onnxprune.moments import calibrate
 from onnxprune.pipeline import Method, Pruned, prune
 from onnxprune.records import Plan
 from onnxprune.runtime import Session
 from onnxprune.selection import Budget, Limits
-from onnxprune.surgery import mask, remove, verify
+from onnxprune.surgery import remove, verify
 from onnxprune.units import Units
 
 WIDTH, HIDDEN = 6, 5

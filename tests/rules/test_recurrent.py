@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 from builders import Net
 from laws import compare, sizes
-from onnxprune import grouping, surgery
+from onnxprune import grouping, masking, surgery
 from onnxprune.grouping import find_units
 from onnxprune.observation import Observation
 from onnxprune.runtime import Session
@@ -184,7 +184,7 @@ def test_the_mask_reaches_into_the_recurrence(monkeypatch: pytest.MonkeyPatch) -
     units = find_units(net.output(net.dense(y, width, 2)).graph())
     plan = units.plan({name: np.arange(6) % 2 > 0 for name in units.groups})
     compare(units, plan)
-    monkeypatch.setattr(surgery, "OWN_READER", {})
+    monkeypatch.setattr(masking, "OWN_READER", {})
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
         compare(units, plan)
 
