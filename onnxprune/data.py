@@ -3,7 +3,8 @@
 Nothing is transposed or scaled, and pickles are never read.
 
 Each kind of source becomes a function that yields chunks, `(arrays by input, labels or None)`, anew each time the data
-are needed. Chunks are checked against the model's inputs and cut into batches.
+are needed. Chunks are checked against the model's inputs and cut into batches. A batch never mixes chunks of different
+shapes: texts may come sorted by length, without padding.
 """
 
 from __future__ import annotations
@@ -79,6 +80,9 @@ class Data:
         size = fixed or self.size
         waiting: list[Chunk] = []
         for chunk in self._limited():
+            if waiting and _shapes(chunk) != _shapes(waiting[0]):
+                yield from _rest(waiting, fixed)
+                waiting = []
             waiting.append(chunk)
             if sum(map(_rows, waiting)) >= size:
                 whole = _joined(waiting)
@@ -87,12 +91,7 @@ class Data:
                     feeds, labels = _cut(whole, start, start + size)
                     yield Batch(feeds, labels, size)
                 waiting = [_cut(whole, full, _rows(whole))]
-        rest = _joined(waiting) if waiting else ({}, None)
-        if real := _rows(rest):
-            feeds, labels = rest
-            if fixed:
-                feeds = {n: np.concatenate([a, np.repeat(a[:1], size - real, axis=0)]) for n, a in feeds.items()}
-            yield Batch(feeds, labels, real)
+        yield from _rest(waiting, fixed)
 
     @property
     def total(self) -> int:
@@ -172,6 +171,21 @@ def _joined(chunks: list[Chunk]) -> Chunk:
     labels = [labels for _, labels in chunks if labels is not None]
     arrays = {name: np.concatenate([arrays[name] for arrays, _ in chunks]) for name in chunks[0][0]}
     return arrays, np.concatenate(labels) if labels else None
+
+
+def _shapes(chunk: Chunk) -> list[tuple[int, ...]]:
+    """The shapes of samples, and of their labels."""
+    arrays, labels = chunk
+    return [array.shape[1:] for array in (*arrays.values(), *(() if labels is None else (np.asarray(labels),)))]
+
+
+def _rest(waiting: list[Chunk], fixed: int | None) -> Iterator[Batch]:
+    """The last batch of a shape, filled up where the model fixes how many samples there are."""
+    feeds, labels = _joined(waiting) if waiting else ({}, None)
+    if real := _rows((feeds, labels)):
+        if fixed:
+            feeds = {n: np.concatenate([a, np.repeat(a[:1], fixed - real, axis=0)]) for n, a in feeds.items()}
+        yield Batch(feeds, labels, real)
 
 
 def model_inputs(session: Session) -> tuple[Input, ...]:

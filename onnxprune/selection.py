@@ -4,10 +4,12 @@ Widths are rounded by pool. A pool holds the groups that occur on the same axes;
 units, so does every axis, concatenations included. The borders that an option-A shortcut pads to the left and to the
 right of its channels are one pool, for example: only their sum must be a multiple.
 
-Why scores of a group are divided by their mean and then multiplied by the number of weights that read the group: a
-channel of a residual stream is read by every block after it, and costs parameters in each. Per parameter and without
-that factor it looks as cheap as a hidden channel, and the stream goes first: ResNet-20, 30 % of the parameters, refit
-but not trained, falls to 24-58 % instead of 77-85 % (benchmarks/allocation.py; all criteria).
+Why scores of a group are divided by their mean and then multiplied by how many features of it are read: a channel of a
+residual stream is read by every block after it, and costs parameters in each. Per parameter and without that factor it
+looks as cheap as a hidden channel, and the stream goes first: ResNet-20, 30 % of the parameters, refit but not trained,
+falls to 24-58 % instead of 77-85 % (benchmarks/allocation.py; all criteria). So does a head, which is as many features
+as its values are wide and costs as many times the parameters of a feed-forward unit: counted as one feature, three of
+four heads go before any feed-forward unit does (benchmarks/stories.py).
 """
 
 from __future__ import annotations
@@ -292,7 +294,7 @@ class _Selection:
             values, order = self.scores.by_group[name], self._order(name)
             finite = values[np.isfinite(values)]
             mean = float(finite.mean()) if finite.size and finite.mean() > 0 else 1.0
-            worth = max(len(self.allowed[name].readers), 1) / mean
+            worth = _features_read(self.allowed[name]) / mean
             spare = max(len(order) - self.floors[name], 0)
             ranked += [(max(float(values[unit]), 0.0) * worth, name, unit) for unit in order[:spare]]
         ranked.sort()
@@ -302,6 +304,12 @@ class _Selection:
             steps.append(tuple(ranked[at : at + size]))
             at, size = at + size, pool.multiple
         return steps
+
+
+def _features_read(group: Group) -> float:
+    """How many features a unit is to the weights that read it, all of them together, or as it is written if none do."""
+    weights = group.readers or group.writers[:1]
+    return sum(np.count_nonzero(weight.unit_of >= 0) for weight in weights) / group.size
 
 
 def _changed(keep: Keep, step: Step, present: bool) -> Keep:

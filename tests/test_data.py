@@ -144,6 +144,21 @@ def test_arrays_and_loaders() -> None:
         load_data(3, session())
 
 
+def texts() -> Session:
+    net = Net()
+    summed = net.op("ReduceSum", net.op("Cast", net.input("N", "T", kind=TensorProto.INT64), to=TensorProto.FLOAT))
+    return Session(net.output(summed).model().SerializeToString(), device="cpu")
+
+
+def test_batches_may_have_lengths_of_their_own() -> None:
+    parts = [(np.full((rows, length), rows), Y[:rows]) for rows, length in ((3, 5), (2, 5), (4, 6), (5, 4), (1, 6))]
+    batches = list(load_data(parts, texts(), size=4).batches())
+    shapes = [(b.real, b.feeds["x0"].shape) for b in batches]
+    assert shapes == [(n, (n, t)) for n, t in ((4, 5), (1, 5), (4, 6), (4, 4), (1, 4), (1, 6))]
+    np.testing.assert_array_equal(batches[0].labels, Y[[0, 1, 2, 0]])
+    assert [b.real for b in load_data(parts, texts(), size=4, limit=6).batches()] == [4, 1, 1]
+
+
 def test_limits() -> None:
     data = load_data({"x0": X}, session(), limit=7, size=4)
     assert [b.real for b in data.batches()] == [4, 3]

@@ -82,6 +82,12 @@ def test_next_tokens_are_their_own_labels() -> None:
     assert (outputs(same, data)[0][:, :9].argmax(-1) == guess).mean() > 0.95
 
 
+def test_lengths_that_differ_cannot_be_mixed() -> None:
+    data = [{name: np.ones((4, length), np.int64) for name in ("input_ids", "attention_mask")} for length in (5, 3)]
+    with pytest.raises(DataError, match=r"'input_ids' differ in shape, such as \(5,\) and \(3,\); .* pad them to one"):
+        recover(language_model(1), data, teacher=language_model(0), training=QUICK)
+
+
 def test_a_script_may_say_the_loss(tmp_path: Path) -> None:
     """A loss that wants the opposite of the labels is minimized just as well."""
     path = script(

@@ -13,6 +13,7 @@ from onnxprune.grouping import find_units
 from onnxprune.records import Scores
 from onnxprune.selection import Budget, Limits, select
 from onnxprune.units import Units
+from test_heads import block
 
 
 @cache
@@ -101,6 +102,16 @@ def test_cheap_scores_go_first() -> None:
     scores = Scores("", {first: np.full(40, 1e6), second: np.array([1e-9] * 10 + [2.0] * 10)})
     keep = select(units, scores, Budget("params", 0.15), Limits())
     assert keep[first].all() and not keep[second][:5].any() and keep[second][10:].all()
+
+
+def test_a_head_is_worth_its_features() -> None:
+    """It costs as much as many feed-forward units: counted as one of them it would go before the worst."""
+    units = find_units(block())
+    head, inner = (next(n for n, g in units.groups.items() if g.kind == k) for k in ("head", "feed-forward unit"))
+    scores = Scores("", {n: np.ones(group.size) for n, group in units.groups.items()})
+    scores.by_group[inner][:2] = 0.2
+    keep = select(units, scores, Budget("params", 0.05), Limits())
+    assert keep[head].all() and list(np.flatnonzero(~keep[inner])) == [0, 1]
 
 
 def test_equal_scores_break_by_index() -> None:

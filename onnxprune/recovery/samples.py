@@ -58,6 +58,13 @@ def read(data: Data, *, needs_labels: bool) -> Samples:
     batches = list(data.batches())
     if needs_labels and any(batch.labels is None for batch in batches):
         raise DataError(f"{data.source} has no labels; add an array 'labels', or use --label-weight 0.")
+    for name, array in batches[0].feeds.items():
+        shapes = {batch.feeds[name].shape[1:] for batch in batches}
+        if len(shapes) > 1:
+            raise DataError(
+                f"{data.source}: samples of '{name}' differ in shape, such as {array.shape[1:]} and "
+                f"{max(shapes - {array.shape[1:]})}; training mixes samples, so pad them to one length."
+            )
     arrays = {name: np.concatenate([b.feeds[name][: b.real] for b in batches]) for name in batches[0].feeds}
     labels = [b.labels for b in batches if b.labels is not None]
     fixed = next((x.shape[0] for x in data.inputs if x.shape and x.shape[0] is not None), 0)
