@@ -23,6 +23,7 @@ import numpy as np
 from onnxprune.errors import ModelError
 from onnxprune.files import replacing
 from onnxprune.precision import is_floating
+from onnxprune.sharing import captured_names, unshare
 from onnxprune.writing import Message, constant_of, export, fill, refer
 
 if TYPE_CHECKING:
@@ -345,26 +346,9 @@ def from_proto(model: onnx.ModelProto, *, folder: Path | None = None, sha256: st
             else:
                 tensor.to_constant(constants[name])
     graph.nodes = [node for node in graph.nodes if node.op != "Constant" or node.outputs]
-    copies = _unshare(graph, constants, captured=captured_names(model.graph))
+    copies = unshare(graph, constants, captured=captured_names(model.graph))
     constants |= {copy: constants[origin] for copy, origin in copies.items()}
     return Graph(graph, model, constants, copies, external=external, sha256=sha256)
-
-
-def captured_names(graph: onnx.GraphProto) -> set[str]:
-    """Names of tensors that bodies of If, Loop and Scan read from outside themselves, at any depth."""
-    import onnx
-
-    def read_by(body: onnx.GraphProto) -> set[str]:
-        made = {x.name for x in (*body.input, *body.initializer)} | {name for n in body.node for name in n.output}
-        read = {name for n in body.node for name in n.input} | {x.name for x in body.output}
-        return (read | captured_names(body)) - made
-
-    names: set[str] = set()
-    for node in graph.node:
-        for attribute in node.attribute:
-            bodies = [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs
-            names |= set().union(*map(read_by, bodies))
-    return names
 
 
 def _array(tensor: onnx.TensorProto, folder: Path) -> np.ndarray:
@@ -391,33 +375,3 @@ def _array(tensor: onnx.TensorProto, folder: Path) -> np.ndarray:
     if not needed:
         return np.zeros(tensor.dims, dtype)
     return np.memmap(file, dtype, "r", offset, tuple(tensor.dims)).view(np.ndarray)
-
-
-def _unshare(graph: gs.Graph, constants: Mapping[str, np.ndarray], captured: set[str]) -> dict[str, str]:
-    """Gives each use of a shared constant a copy of its own; returns the origin of each copy."""
-    import onnx_graphsurgeon as gs
-
-    copies: dict[str, str] = {}
-    names = {*constants, *graph.tensors(), *captured}
-    for name, tensor in graph.tensors().items():
-        if name not in constants:
-            continue
-        array = constants[name]
-        uses = [(node, i) for node in {id(n): n for n in tensor.outputs}.values() for i in _places(node, tensor)]
-        tied = sum(size > 1 for size in array.shape) > 1 and len({id(node) for node, _ in uses}) > 1
-        tied |= all(node.op == "Slice" and i == 0 for node, i in uses)  # the gates of a bias, put in order
-        tied = tied and bool(array.any())  # zeros are no weights, but the initial states of several layers
-        if tied:
-            continue
-        for node, i in uses if name in captured or tensor in graph.outputs else uses[1:]:
-            number = len(copies) + 2
-            while (copy := f"{name}.{number}") in names:
-                number += 1
-            names.add(copy)
-            copies[copy] = name
-            node.inputs[i] = gs.Constant(copy, array)
-    return copies
-
-
-def _places(node: gs.Node, tensor: gs.Tensor) -> list[int]:
-    return [i for i, x in enumerate(node.inputs) if x is tensor]

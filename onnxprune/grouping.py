@@ -25,7 +25,13 @@ from onnxprune.graph import Graph, first_output
 from onnxprune.inference import infer
 from onnxprune.observation import observe
 from onnxprune.records import Group, Kept, KeptAxis, Site, States, Weight
-from onnxprune.rules.base import CHANNEL, HEAD, HIDDEN, KINDS, NEURON
+from onnxprune.rules.facts import (
+    CHANNEL,
+    HEAD,
+    HIDDEN,
+    KINDS,
+    NEURON,
+)
 from onnxprune.runtime import Feeds
 from onnxprune.states import by_feature
 from onnxprune.structure import Meeting, Structure, Use

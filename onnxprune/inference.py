@@ -12,30 +12,33 @@ import numpy as np
 
 from onnxprune import sizes
 from onnxprune.axes import Dim, Layout, dim, leaves, pin, same, unify
-from onnxprune.graph import Graph, captured_names, first_output
+from onnxprune.graph import Graph, first_output
 from onnxprune.numbering import Numbering
 from onnxprune.observation import Observation
 from onnxprune.records import Kept
 from onnxprune.rules import find_rule
-from onnxprune.rules.base import (
+from onnxprune.rules.facts import (
     HEAD,
     Cached,
     Called,
     Counts,
-    Entry,
     Fact,
     Met,
-    Node,
     Normalized,
     Omitted,
     Pinned,
-    Refusal,
     Same,
     Stated,
-    Tensor,
     Work,
     mentioned,
 )
+from onnxprune.rules.node import (
+    Entry,
+    Node,
+    Refusal,
+    Tensor,
+)
+from onnxprune.sharing import captured_names
 from onnxprune.structure import Meeting, Number, Structure, Use, label
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from onnxprune.axes import Layout, leaves, pin, runs
 from onnxprune.extents import Extent, extent, times
 from onnxprune.graph import Graph, first_output
 from onnxprune.records import Kept
-from onnxprune.rules.base import Counts
+from onnxprune.rules.facts import Counts
 from onnxprune.structure import Number, label
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import numpy as np
 from onnxprune import sizes
 from onnxprune.axes import Layout
 from onnxprune.graph import Graph, first_output
-from onnxprune.rules.base import Entry
+from onnxprune.rules.node import Entry
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs

@@ -14,7 +14,8 @@ from onnxprune.grouping import find_units
 from onnxprune.masking import mask
 from onnxprune.records import Plan
 from onnxprune.rules import base
-from onnxprune.rules.base import Fact, Node, paired, same
+from onnxprune.rules.facts import Fact, paired, same
+from onnxprune.rules.node import Node
 from onnxprune.surgery import remove, verify
 
 

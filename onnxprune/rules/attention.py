@@ -14,32 +14,32 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from onnxprune.rules.base import (
+from onnxprune.axes import Layout, dim
+from onnxprune.rules.base import MICROSOFT, rule
+from onnxprune.rules.facts import (
     HEAD,
-    MICROSOFT,
-    Entry,
     Fact,
-    Layout,
-    Node,
-    Refusal,
-    Tensor,
     broadcast,
     cached,
     called,
     concat,
     contracted,
     counts,
-    dim,
     met,
     normalized,
     paired,
     pinned,
     produced,
     product,
-    rule,
     same,
     stated,
     work,
+)
+from onnxprune.rules.node import (
+    Entry,
+    Node,
+    Refusal,
+    Tensor,
 )
 
 INSIDE = "queries and keys of this width are made inside the operator"

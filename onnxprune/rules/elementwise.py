@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from onnxprune.rules.base import MICROSOFT, Fact, Node, broadcast, carries, rule
+from onnxprune.rules.base import MICROSOFT, carries, rule
+from onnxprune.rules.facts import Fact, broadcast
+from onnxprune.rules.node import Node
 
 carries("Identity", "Cast", "CastLike", "Neg", "Dropout", linear=True)
 carries(

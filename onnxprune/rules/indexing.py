@@ -5,22 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from onnxprune.rules.base import (
+from onnxprune.axes import Layout, cells, dim
+from onnxprune.rules.base import rule
+from onnxprune.rules.facts import (
     Fact,
-    Layout,
-    Node,
-    Tensor,
-    cells,
     concat,
     counts,
-    dim,
     paired,
     pinned,
     produced,
     product,
-    rule,
     same,
 )
+from onnxprune.rules.node import Node, Tensor
 
 
 @rule("Gather", linear=True)

@@ -5,24 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from onnxprune.rules.base import (
-    Entry,
+from onnxprune.axes import Layout, cells, dim
+from onnxprune.rules.base import rule
+from onnxprune.rules.facts import (
     Fact,
-    Layout,
-    Node,
-    Tensor,
     broadcast,
-    cells,
     concat,
     counts,
-    dim,
     paired,
     pinned,
     product,
-    rule,
     same,
     untouched,
 )
+from onnxprune.rules.node import Entry, Node, Tensor
 
 
 def runs(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[range, range]]:

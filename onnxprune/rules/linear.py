@@ -6,29 +6,25 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
-from onnxprune.rules.base import (
+from onnxprune.axes import Layout, dim
+from onnxprune.rules.base import MICROSOFT, rule
+from onnxprune.rules.facts import (
     CHANNEL,
     HEAD,
-    MICROSOFT,
     Fact,
-    Layout,
-    Node,
-    Refusal,
-    Tensor,
     called,
     contracted,
     counts,
-    dim,
     met,
     paired,
     pinned,
     produced,
     product,
-    rule,
     same,
     untouched,
     work,
 )
+from onnxprune.rules.node import Node, Refusal, Tensor
 
 
 @rule("FusedConv", domain=MICROSOFT)

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from onnxprune.rules.base import Fact, Node, broadcast, counts, dim, normalized, paired, pinned, product, rule, same
+from onnxprune.axes import dim
+from onnxprune.rules.base import rule
+from onnxprune.rules.facts import (
+    Fact,
+    broadcast,
+    counts,
+    normalized,
+    paired,
+    pinned,
+    product,
+    same,
+)
+from onnxprune.rules.node import Node
 
 
 @rule("BatchNormalization", linear=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from onnxprune.rules.base import Fact, Node, rule, same
+from onnxprune.rules.base import rule
+from onnxprune.rules.facts import Fact, same
+from onnxprune.rules.node import Node
 
 
 @rule("AveragePool", "GlobalAveragePool", linear=True)

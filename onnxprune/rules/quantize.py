@@ -9,8 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from onnxprune.rules.base import MICROSOFT, Fact, Node, Tensor, broadcast, paired, pinned, rule, same
+from onnxprune.rules.base import MICROSOFT, rule
+from onnxprune.rules.facts import (
+    Fact,
+    broadcast,
+    paired,
+    pinned,
+    same,
+)
 from onnxprune.rules.linear import conv, gemm, matmul
+from onnxprune.rules.node import Node, Tensor
 
 
 @rule("DequantizeLinear", "QuantizeLinear", linear=True)

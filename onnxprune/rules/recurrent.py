@@ -7,25 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from onnxprune.rules.base import (
+from onnxprune.axes import Layout, dim
+from onnxprune.rules.base import rule
+from onnxprune.rules.facts import (
     HIDDEN,
     Fact,
-    Layout,
-    Node,
     called,
     concat,
     contracted,
     counts,
-    dim,
     omitted,
     pinned,
     produced,
     product,
-    rule,
     same,
     untouched,
     work,
 )
+from onnxprune.rules.node import Node
 
 GATES = {"GRU": 3, "LSTM": 4, "RNN": 1}
 """Recurrent operators and how many gates their cells have."""

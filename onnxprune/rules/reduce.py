@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from onnxprune.rules.base import Fact, Node, Tensor, normalized, paired, pinned, rule, same, untouched
+from onnxprune.rules.base import rule
+from onnxprune.rules.facts import (
+    Fact,
+    normalized,
+    paired,
+    pinned,
+    same,
+    untouched,
+)
+from onnxprune.rules.node import Node, Tensor
 
 
 def _reduced(node: Node) -> tuple[Tensor, set[int]]:

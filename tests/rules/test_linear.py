@@ -7,9 +7,10 @@ import pytest
 from hypothesis import strategies as st
 
 from builders import Net
+from onnxprune.axes import dim
 from onnxprune.grouping import find_units
 from onnxprune.rules import find_rule
-from onnxprune.rules.base import Node, Refusal, Tensor, dim
+from onnxprune.rules.node import Node, Refusal, Tensor
 from rules.cases import CASES, Draw, case, check_case, maps, opset, read, rows, size
 
 

@@ -1,0 +1,59 @@
+"""Who shares a tensor: uses of one constant, each of which gets a copy, and bodies of control flow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_graphsurgeon as gs
+
+
+def captured_names(graph: onnx.GraphProto) -> set[str]:
+    """Names of tensors that bodies of If, Loop and Scan read from outside themselves, at any depth."""
+    import onnx
+
+    def read_by(body: onnx.GraphProto) -> set[str]:
+        made = {x.name for x in (*body.input, *body.initializer)} | {name for n in body.node for name in n.output}
+        read = {name for n in body.node for name in n.input} | {x.name for x in body.output}
+        return (read | captured_names(body)) - made
+
+    names: set[str] = set()
+    for node in graph.node:
+        for attribute in node.attribute:
+            bodies = [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs
+            names |= set().union(*map(read_by, bodies))
+    return names
+
+
+def unshare(graph: gs.Graph, constants: Mapping[str, np.ndarray], captured: set[str]) -> dict[str, str]:
+    """Gives each use of a shared constant a copy of its own; returns the origin of each copy."""
+    import onnx_graphsurgeon as gs
+
+    copies: dict[str, str] = {}
+    names = {*constants, *graph.tensors(), *captured}
+    for name, tensor in graph.tensors().items():
+        if name not in constants:
+            continue
+        array = constants[name]
+        uses = [(node, i) for node in {id(n): n for n in tensor.outputs}.values() for i in _places(node, tensor)]
+        tied = sum(size > 1 for size in array.shape) > 1 and len({id(node) for node, _ in uses}) > 1
+        tied |= all(node.op == "Slice" and i == 0 for node, i in uses)  # the gates of a bias, put in order
+        tied = tied and bool(array.any())  # zeros are no weights, but the initial states of several layers
+        if tied:
+            continue
+        for node, i in uses if name in captured or tensor in graph.outputs else uses[1:]:
+            number = len(copies) + 2
+            while (copy := f"{name}.{number}") in names:
+                number += 1
+            names.add(copy)
+            copies[copy] = name
+            node.inputs[i] = gs.Constant(copy, array)
+    return copies
+
+
+def _places(node: gs.Node, tensor: gs.Tensor) -> list[int]:
+    return [i for i, x in enumerate(node.inputs) if x is tensor]
