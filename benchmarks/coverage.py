@@ -57,14 +57,8 @@ def row(name: str, model: Model, export: str, attention: str, *, residual: bool 
         return [*head, f"failed: {reason(error)}", "", "", f"{time.perf_counter() - start:.1f}", ""]
     seconds = f"{time.perf_counter() - start:.1f}"
     difference = f"{found.difference:.1e}" if found.groups else ""
-    return [
-        *head,
-        groups(found.groups),
-        f"{100 * found.removed:.1f} %",
-        difference,
-        seconds,
-        trainable(found.compact, feeds(model)),
-    ]
+    removed, trained = f"{100 * found.removed:.1f} %", trainable(found.compact, feeds(model))
+    return [*head, groups(found.groups), removed, difference, seconds, trained]
 
 
 def trainable(graph: Graph, batch: Feeds) -> str:
@@ -85,6 +79,22 @@ def groups(found: Counter[tuple[int, str]]) -> str:
         kinds.setdefault(kind, []).append((size, count))
     parts = [f"{kind}s {', '.join(f'{n} x {size}' for size, n in sorted(sizes))}" for kind, sizes in kinds.items()]
     return "; ".join(parts) or "none"
+
+
+def brief(rows: list[list[object]]) -> list[list[object]]:
+    """One line for each model: what was halved, what went from each export, and the largest difference of all."""
+    models: dict[str, list[list[str]]] = {}
+    for cells in rows[1:]:
+        models.setdefault(str(cells[0]), []).append([str(cell) for cell in cells])
+    out: list[list[object]] = [["model", "halved", *EXPORTS, "largest difference"]]
+    for name, lines in models.items():
+        done = [line for line in lines if line[4]]
+        kinds = re.findall(r"([a-z][a-z -]+?) \d", done[0][3]) if done else []
+        shares = [
+            ", ".join(dict.fromkeys(line[4] for line in done if line[1] == label)) or "no export" for label in EXPORTS
+        ]
+        out.append([name, ", ".join(kinds), *shares, max((line[5] for line in done), key=float, default="")])
+    return out
 
 
 def reason(error: Exception) -> str:
@@ -119,6 +129,8 @@ def main() -> None:
             section,
             f"## {'Residual widths' if options.residual else 'Architectures and exporters'}",
             about,
+            table(brief(rows)),
+            "Each export:",
             table(rows),
         )
     else:
