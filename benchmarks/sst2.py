@@ -159,8 +159,8 @@ def main() -> None:
         f"{EPOCHS} epochs: {dev} of the 872 dev sentences, {test} of the 1,821 test sentences. `prune --units 0.5 "
         "--refit`, 5 rounds, 1,024 calibration phrases without padding: 4 of 8 heads and 256 of 512 units stay in "
         f"every layer, {before:,} parameters become {after:,} (the embedding stays whole). Recovery: {RECOVERY.epochs} "
-        f"epochs on the {learnt.sum():,} training phrases of {SHORTEST_LEARNT} to {LONGEST_LEARNT} words, distillation 0.7 and "
-        "labels 0.3. One sentence is 0.11 points of dev and 0.05 of test.",
+        f"epochs on the {learnt.sum():,} training phrases of {SHORTEST_LEARNT} to {LONGEST_LEARNT} words, "
+        "distillation 0.7 and labels 0.3. One sentence is 0.11 points of dev and 0.05 of test.",
         table(out),
     )
 
