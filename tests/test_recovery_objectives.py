@@ -142,7 +142,7 @@ def test_narrower_hidden_states_need_the_plan() -> None:
         recover(compact, DATA, teacher=teacher, training=training)
     recover(compact, DATA, teacher=teacher, plan=plan, training=training)
     with pytest.raises(PlanError, match="the plan is of another model than the teacher"):
-        recover(compact, DATA, teacher=hidden_network(seed=3), plan=plan, training=training)
+        recover(compact, DATA, teacher=hidden_network(seed=3), plan=plan, training=Training(epochs=1))
 
 
 def test_hidden_states_need_a_teacher() -> None:

@@ -87,6 +87,8 @@ def recover(
     graph = model if isinstance(model, Graph) else load(model)
     original = teacher if isinstance(teacher, Graph) or teacher is None else load(teacher)
     plan = Plan.load(plan) if isinstance(plan, Path) else plan
+    if plan is not None and original is not None and plan.model != original.sha256:
+        raise PlanError("the plan is of another model than the teacher; give the plan that prune wrote for it.")
     with processes(execution.device) as joined:
         tell = progress if progress and joined.rank == 0 else _quiet
         samples = _samples(graph, data, training)
