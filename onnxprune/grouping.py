@@ -12,6 +12,7 @@ since those save time in attention itself, and elsewhere the wider one, which cu
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -271,8 +272,11 @@ class _Finder:
         kind = self.kinds.get(members[0], NEURON)
         if not readers:
             axes = [self.structure.axes[name][axis] for name, axis in self.meetings[members[0]][0].sides]
-            paired = any(list(leaves(axis)).count(members[0]) > 1 for axis in axes)
-            return "rotary pair of each head" if paired else "query-key width of each head"
+            return (
+                "rotary pair of each head"
+                if any(_paired(axis, members[0]) for axis in axes)
+                else "query-key width of each head"
+            )
         others = [b if a is members[0] else a for a, b in self.overlaps if members[0] in (a, b)]
         heads = [leaf for leaf in others if self.kinds.get(leaf) == HEAD and self.uses["writes"][leaf]]
         if kind == HEAD and heads:  # grouped queries: key-value heads are on more weights than what they are shared by
@@ -342,6 +346,14 @@ def _preference(group: Group) -> tuple[bool, bool, int, int]:
     """Sorts groups that overlap: exact ones, heads, those on more weights before others, then the finer cut."""
     head = group.kind in ("head", "key-value head", "query head of each key-value head")
     return not group.exact, not head, -len(group.writers) if head else 0, -group.size
+
+
+def _paired(axis: Layout, leaf: Dim) -> bool:
+    """Whether a unit has two positions beside what is free on its axis, halves or neighbours: a rotated pair."""
+    held = [(piece, set(leaves(piece))) for piece in pieces(axis)]
+    size = sum(piece.size for piece, inside in held if leaf in inside)
+    free = {other for _, inside in held if leaf in inside for other in inside if not other.kept}
+    return size == 2 * math.prod(other.size for other in free)
 
 
 def _overlaps(layout: Layout) -> Iterator[tuple[Dim, Dim]]:

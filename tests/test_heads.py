@@ -93,15 +93,23 @@ def test_grouped_queries() -> None:
     ]
 
 
-def turned(net: Net, q: str, angles: str) -> str:
-    """Rotary positions: each half of the width is mixed with the other, by angles of half the width."""
+def turned(net: Net, q: str, angles: str, interleaved: bool) -> str:
+    """Rotary positions: each half of the width, or every second row, is mixed with the other by angles."""
+    if interleaved:
+        pairs = net.op("Reshape", q, net.ints(0, 0, 0, ROWS, 2))
+        a, b = (net.op("Gather", pairs, net.constant(np.int64(i)), axis=4) for i in (0, 1))
+        cosine, sine = net.op("Cos", angles), net.op("Sin", angles)
+        real = net.op("Sub", net.op("Mul", a, cosine), net.op("Mul", b, sine))
+        other = net.op("Add", net.op("Mul", a, sine), net.op("Mul", b, cosine))
+        both = net.op("Concat", *(net.op("Unsqueeze", part, net.ints(4)) for part in (real, other)), axis=4)
+        return net.op("Reshape", both, net.ints(0, 0, 0, 2 * ROWS))
     first, second = (net.op("Slice", q, net.ints(a), net.ints(b), net.ints(3)) for a, b in ((0, ROWS), (ROWS, 99)))
     half = net.op("Concat", net.op("Neg", second), first, axis=3)
     both = net.op("Concat", angles, angles, axis=1)
     return net.op("Add", net.op("Mul", q, net.op("Cos", both)), net.op("Mul", half, net.op("Sin", both)))
 
 
-def rotary(layers: int = 2) -> Graph:
+def rotary(layers: int = 2, *, interleaved: bool = False) -> Graph:
     """Attention whose layers share one table of rotary angles, computed from positions."""
     net = Net(21)
     x = net.input("N", 5, WIDTH)
@@ -112,7 +120,7 @@ def rotary(layers: int = 2) -> Graph:
         for _ in "qkv":
             h = net.op("Reshape", net.op("MatMul", x, net.weight(WIDTH, HEADS * 2 * ROWS)), net.ints(0, 0, HEADS, -1))
             parts.append(net.op("Transpose", h, perm=[0, 2, 1, 3]))
-        q, k = (turned(net, part, angles) for part in parts[:2])
+        q, k = (turned(net, part, angles, interleaved) for part in parts[:2])
         scores = net.op("Softmax", net.op("MatMul", q, net.op("Transpose", k, perm=[0, 1, 3, 2])), axis=-1)
         mixed = net.op("Transpose", net.op("MatMul", scores, parts[2]), perm=[0, 2, 1, 3])
         merged = net.op("Reshape", mixed, net.ints(0, 0, -1))
@@ -120,8 +128,9 @@ def rotary(layers: int = 2) -> Graph:
     return net.output(x).graph()
 
 
-def test_rotary_pairs_go_from_all_layers_that_share_their_angles() -> None:
-    units = find_units(rotary())
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rotary_pairs_go_from_all_layers_that_share_their_angles(interleaved: bool) -> None:
+    units = find_units(rotary(interleaved=interleaved))
     (pairs,) = (group for group in units.groups.values() if group.kind == "rotary pair of each head")
     assert pairs.size == ROWS and len({weight.tensor for weight in pairs.writers}) == 4 and not pairs.readers
     plan = units.plan({pairs.name: np.array([True, False, True, False])})

@@ -129,12 +129,10 @@ def slice_(node: Node) -> Iterator[Fact]:
     """Y[i] = X[start + i * step] along each listed axis.
 
     With step k the axis is what comes before, then periods of k of which the first position is taken, then what is
-    left. A reversed axis is taken apart into single positions.
+    left. A reversed axis is taken apart into single positions. One whose bounds depend on the input stays whole.
     """
     x, y = node.input(0), node.output
     starts, ends = node.entries("starts", 1), node.entries("ends", 2)
-    for name, index in (("starts", 1), ("ends", 2)):
-        node.ints(name, index)  # refuses bounds that depend on the input
     axes = node.ints("axes", 3) or range(len(starts))
     steps = node.ints(None, 4) or [1] * len(starts)
     sliced = {}
@@ -143,8 +141,11 @@ def slice_(node: Node) -> Iterator[Fact]:
     for i in range(x.rank):
         if i not in sliced:
             yield same(x.axis(i), y.axis(i))
-        else:
+        elif all(bound.fixed for bound in sliced[i][:2]):
             yield from _sliced(x.axis(i), y.axis(i), *sliced[i])
+        else:
+            for tensor in (x, y):
+                yield pinned(tensor.axis(i), "Slice has bounds that depend on the input")
 
 
 def _sliced(x: Layout, y: Layout, start: Entry, end: Entry, step: int) -> Iterator[Fact]:

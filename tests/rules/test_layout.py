@@ -166,6 +166,18 @@ def sliced_apart(draw: Draw) -> tuple[Net, list[int]]:
     return net.output(net.op("Add", net.conv(left, a, 2), net.conv(right, b, 2))), [a, b]
 
 
+@case("Slice/as long as the input")
+def slice_to_the_length(draw: Draw) -> tuple[Net, list[int]]:
+    """A table of positions is cut to the length of a text; its channels go."""
+    n = size(draw)
+    net = Net(draw(st.sampled_from([13, 18])), seed=draw(st.integers(0, 99)))
+    x = net.input("N", "T", 4)
+    length = net.op("Slice", net.op("Shape", x), net.ints(1), net.ints(2))
+    table = net.op("Slice", net.weight(64, n), net.ints(0), length, net.ints(0))
+    h = net.op("Relu", net.op("Add", net.op("MatMul", x, net.weight(4, n)), table))
+    return net.output(net.op("MatMul", h, net.weight(n, 2))), [n]
+
+
 @case("Slice/strided")
 def slice_strided(draw: Draw) -> tuple[Net, list[int]]:
     """Every which channel, from any start: those that are read form groups."""
