@@ -139,10 +139,10 @@ def matmul_n_bits(node: Node) -> Iterator[Fact]:
 
 
 def _multiplied(a: Tensor, b: Tensor, y: Tensor, n: int | None, k_a: int, k_b: int, m: int | None) -> Iterator[Fact]:
-    """The equations of a matrix product; the operand that is constant, or picked from a constant, is the weight."""
+    """The equations of a matrix product; the weight is the constant operand, or else one picked from a constant."""
     rows = y.axis(-2 if m is not None else -1) if n is not None else None
     columns = y.axis(-1) if m is not None else None
-    if b.weight or not a.weight:
+    if b.constant or not a.weight or (b.picked and not a.constant):
         yield contracted(a.axis(k_a), b.axis(k_b))
         if rows is not None and n is not None:
             yield same(a.axis(n), rows)

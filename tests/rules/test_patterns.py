@@ -215,6 +215,14 @@ def stacked_experts_first() -> tuple[Net, list[int]]:
     return net.output(net.op("MatMul", picked, h)), [HIDDEN]
 
 
+def weight_in_front_of_words() -> tuple[Net, list[int]]:
+    """Words are picked from a table, but what they are multiplied with is the weight, on whichever side it stands."""
+    net = Net(20)
+    words = net.op("Gather", net.weight(9, 6), net.input("N", 5, kind=TensorProto.INT64))
+    h = net.op("MatMul", net.weight(HIDDEN, 6), net.op("Transpose", words, perm=[0, 2, 1]))
+    return net.output(net.op("MatMul", net.weight(2, HIDDEN), net.op("Relu", h))), [6, HIDDEN]
+
+
 SINGLE = {"mixture_of_experts": "the reference evaluator cannot mix types in OneHot"}
 
 PATTERNS = [
@@ -234,6 +242,7 @@ PATTERNS = [
     resize_to_computed_size,
     mixture_of_experts,
     stacked_experts,
+    weight_in_front_of_words,
     stacked_experts_first,
 ]
 
