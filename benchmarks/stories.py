@@ -1,0 +1,166 @@
+"""The trained decoder: a Llama of 260 thousand parameters without 30 % of its feed-forward and head parameters.
+
+    python benchmarks/stories.py                         some hours on one core; started again, it goes on where it was
+    python benchmarks/stories.py --criterion activation  prunes and recovers by one criterion alone, without a table
+
+The network is rebuilt from its file, exported with both of PyTorch's exporters, and held to its known perplexity. Both
+files are pruned alike. The best criterion of those that are recovered is known from the table: before recovery.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import warnings
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import onnxprune
+from cifar10 import FOLDER
+from onnxprune.criteria import CRITERIA
+from onnxprune.grouping import find_units
+from onnxprune.runtime import Session
+from results import publish, table
+from zoo.trained import Llama, Tokenizer
+
+CACHE = Path(__file__).parents[1] / "build" / "stories"
+SHARE, LENGTH, CUT = 0.3, 256, 512
+KINDS = ("key-value head", "feed-forward unit")
+RECOVERED = ("spectral", "activation")
+RECOVERY = onnxprune.Training(epochs=8, batch=8, rate=3e-3, task="next-token", temperature=1.0)
+
+
+def network() -> Llama:
+    """The network; ends the program where its file is missing."""
+    path = FOLDER / "models" / "stories260K.bin"
+    if not path.is_file():
+        sys.exit(f"{path} is not here; set ONNXPRUNE_DATA to the folder of the reference data")
+    return Llama(path.read_bytes()).eval()
+
+
+@cache
+def stories() -> list[list[int]]:
+    """The tokens of all whole stories."""
+    tokenizer = Tokenizer((FOLDER / "models" / "tok512.bin").read_bytes(), 512)
+    texts = (FOLDER / "tinystories_sample.txt").read_text(encoding="utf-8").split("<|endoftext|>")[:-1]
+    return [tokenizer.encode(text.strip()) for text in texts]
+
+
+def rows() -> np.ndarray:
+    """(rows, LENGTH) tokens of the stories before the last 200, one behind the other."""
+    stream = [token for story in stories()[:-200] for token in story]
+    return np.array(stream[: len(stream) // LENGTH * LENGTH]).reshape(-1, LENGTH)
+
+
+def perplexity(graph: onnxprune.Graph) -> float:
+    """Of the first 69 of the last 100 stories."""
+    session, loss, count = Session(graph.message(), device="cpu"), 0.0, 0
+    for story in stories()[-100:-31]:
+        tokens = np.array([story[:CUT]])
+        logits = torch.from_numpy(session.run({"tokens": tokens})[0][0, :-1]).double()
+        loss += float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(tokens[0, 1:]), reduction="sum"))
+        count += len(logits)
+    return math.exp(loss / count)
+
+
+def exported(net: Llama, *, dynamo: bool) -> onnxprune.Graph:
+    """The network as one of the exporters writes it."""
+    path, tokens = (
+        CACHE / f"stories_{'dynamo' if dynamo else 'script'}.onnx",
+        torch.tensor([[1, 403, 407], [1, 410, 261]]),
+    )
+    if not path.is_file():
+        sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=CUT)}
+        named = {name: {0: "batch", 1: "length"} for name in ("tokens", "logits")}
+        options = {"dynamic_shapes": {"tokens": sizes}} if dynamo else {"dynamic_axes": named, "opset_version": 17}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                net, (tokens,), path, dynamo=dynamo, input_names=["tokens"], output_names=["logits"], **options
+            )
+    return onnxprune.load(path)
+
+
+def budget(graph: onnxprune.Graph) -> onnxprune.Budget:
+    """SHARE of the parameters of heads and feed-forward units as a share of all parameters of a file."""
+    units, whole = find_units(graph, {"tokens": rows()[:2]}), 0.0
+    total = units.cost({})[0]
+    for name, group in units.groups.items():
+        if group.kind in KINDS:
+            whole += (total - units.cost({name: np.arange(group.size) < 1})[0]) * group.size / (group.size - 1)
+    return onnxprune.Budget("params", SHARE * whole / total)
+
+
+def pruned(graph: onnxprune.Graph, criterion: str) -> onnxprune.Pruned:
+    """A model without SHARE of the parameters of heads and feed-forward units, the same share of every group."""
+    return onnxprune.prune(
+        graph,
+        budget(graph),
+        {"tokens": rows()[:64]},
+        ranking=onnxprune.Ranking(criterion),
+        method=onnxprune.Method(refit=True, latency=False, limits=onnxprune.Limits(allocation="uniform")),
+    )
+
+
+def widths(found: onnxprune.Pruned) -> list[tuple[str, int]]:
+    """Kinds of the groups that lost units, and how many each keeps."""
+    return sorted((row.kind, row.kept) for row in found.report.groups if row.kept < row.units)
+
+
+def recovered(compact: onnxprune.Graph, original: onnxprune.Graph, criterion: str) -> onnxprune.Graph:
+    """The compact model after distillation, which goes on where it was cut off."""
+    checkpoint = CACHE / f"{criterion}.ckpt"
+    execution = onnxprune.Execution(
+        checkpoint=checkpoint, resume=checkpoint.exists(), cache=CACHE, losses=CACHE / f"{criterion}.jsonl"
+    )
+    return onnxprune.recover(compact, {"tokens": rows()}, teacher=original, training=RECOVERY, execution=execution)
+
+
+def main() -> None:
+    """Prunes by every criterion, recovers from some, and writes the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--criterion", choices=CRITERIA)
+    only = parser.parse_args().criterion
+    CACHE.mkdir(parents=True, exist_ok=True)
+    net = network()
+    other, original = (exported(net, dynamo=dynamo) for dynamo in (False, True))
+    exact = [perplexity(graph) for graph in (other, original)]
+    out = [["criterion", "pruned", "refit", f"recovered, {RECOVERY.epochs} epochs", "times the original"]]
+    for criterion in [only] if only else CRITERIA:
+        found = pruned(original, criterion)
+        cells = [perplexity(graph) for graph in (onnxprune.remove(original, found.plan), found.graph)]
+        if criterion in RECOVERED or only:
+            cells.append(perplexity(final := recovered(found.graph, original, criterion)))
+            cells.append(cells[-1] / exact[1])
+            final.save(CACHE / f"{criterion}.onnx")
+        out.append([criterion, *(f"{cell:.3f}" for cell in cells), *[""] * (4 - len(cells))])
+        print(*out[-1], flush=True)
+    if only:
+        return
+    script = pruned(other, RECOVERED[-1])
+    dynamo = pruned(original, RECOVERED[-1])
+    if widths(script) != widths(dynamo):
+        raise SystemExit(f"the exporters differ: {widths(script)} and {widths(dynamo)}")
+    before, after = dynamo.report.before.parameters, dynamo.report.after.parameters
+    kept = {kind: sorted({count for k, count in widths(dynamo) if k == kind}) for kind in KINDS}
+    publish(
+        "stories.py",
+        "## The trained decoder without 30 % of its feed-forward and head parameters",
+        "The 260K Llama of the reference data, rebuilt in PyTorch; perplexity on the first 69 of the last 100 stories, "
+        f"28,948 tokens: {exact[0]:.3f} from the TorchScript exporter, {exact[1]:.3f} from the dynamo one. "
+        f"`prune --ratio {budget(original).share:.4f} --allocation uniform --refit`, 5 rounds, 64 x {LENGTH} tokens "
+        f"for calibration: {before:,} parameters become {after:,}, {kept[KINDS[0]]} of 4 key-value heads and "
+        f"{kept[KINDS[1]]} of 172 feed-forward units in each layer. By {RECOVERED[-1]}, the TorchScript file gets the "
+        f"same widths (largest difference from the masked original {script.report.verified:.1e}, dynamo "
+        f"{dynamo.report.verified:.1e}) and perplexity {perplexity(script.graph):.3f} after refit. Recovery: "
+        f"distillation alone on the {rows().size:,} tokens of the stories before the last 200, in rows of {LENGTH}.",
+        table(out),
+    )
+
+
+if __name__ == "__main__":
+    main()
