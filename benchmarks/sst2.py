@@ -158,9 +158,9 @@ def main() -> None:
         f"4 layers, 128 channels, 8 heads, 512 feed-forward units, {words_known:,} words; trained from nothing in "
         f"{EPOCHS} epochs: {dev} of the 872 dev sentences, {test} of the 1,821 test sentences. `prune --units 0.5 "
         "--refit`, 5 rounds, 1,024 calibration phrases without padding: 4 of 8 heads and 256 of 512 units stay in "
-        f"every layer, {before:,} parameters become {after:,} (the embedding stays whole). Recovery: {RECOVERY.epochs} "
-        f"epochs on the {learnt.sum():,} training phrases of {SHORTEST_LEARNT} to {LONGEST_LEARNT} words, "
-        "distillation 0.7 and labels 0.3. One sentence is 0.11 points of dev and 0.05 of test.",
+        f"every layer, {before:,} parameters become {after:,} (the embedding stays whole). Recovery: "
+        f"{RECOVERY.epochs} epochs on the {learnt.sum():,} training phrases of {SHORTEST_LEARNT} to {LONGEST_LEARNT} "
+        "words, distillation 0.7 and labels 0.3. One sentence is 0.11 points of dev and 0.05 of test.",
         table(out),
     )
 

@@ -1,4 +1,4 @@
-"""Networks with trained weights: a sentiment encoder that is trained here, and a Llama with its tokenizer."""
+"""Networks with trained weights: a sentiment encoder that we train, and a Llama that is loaded with its tokenizer."""
 
 from __future__ import annotations
 
