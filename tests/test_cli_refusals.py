@@ -193,6 +193,7 @@ def test_an_interrupted_run_leaves_nothing(model: Path, train_data: Path, tmp_pa
         ],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs behind a shell inherits deafness
     )
     assert process.stderr is not None
     while b"calibration" not in process.stderr.readline():
