@@ -4,7 +4,7 @@
     python benchmarks/stories.py --criterion activation  prunes and recovers by one criterion alone, without a table
 
 The network is rebuilt from its file, exported with both of PyTorch's exporters, and held to its known perplexity. Both
-files are pruned alike. The best criterion of those that are recovered is known from the table: before recovery.
+files are pruned alike.
 """
 
 from __future__ import annotations
