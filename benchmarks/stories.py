@@ -154,8 +154,8 @@ def main() -> None:
         f"28,948 tokens: {exact[0]:.3f} from the TorchScript exporter, {exact[1]:.3f} from the dynamo one. "
         f"`prune --ratio {budget(original).share:.4f} --allocation uniform --refit`, 5 rounds, 64 x {LENGTH} tokens "
         f"for calibration: {before:,} parameters become {after:,}, {kept[KINDS[0]][0]} of 4 key-value heads and "
-        f"{kept[KINDS[1]][0]} of 172 feed-forward units in each layer. By {RECOVERED[-1]}, the TorchScript file gets the "
-        f"same widths (largest difference from the masked original {script.report.verified:.1e}, dynamo "
+        f"{kept[KINDS[1]][0]} of 172 feed-forward units in each layer. By {RECOVERED[-1]}, the TorchScript file gets "
+        f"the same widths (largest difference from the masked original {script.report.verified:.1e}, dynamo "
         f"{dynamo.report.verified:.1e}) and perplexity {perplexity(script.graph):.3f} after refit. Recovery: "
         f"distillation alone on the {rows().size:,} tokens of the stories before the last 200, in rows of {LENGTH}.",
         table(out),
