@@ -48,7 +48,7 @@ def find_exact(units: Units, moments: Moments) -> dict[str, Exact]:
     Constants only where every reader can take them into its bias, duplicates only where no reader is computed.
     Units that statistics run over leave a trace there, so groups that are not exact have none.
     """
-    found = {}
+    found, constants = {}, units.graph.constants
     for name, group in units.groups.items():
         if not group.exact:
             continue
@@ -58,7 +58,6 @@ def find_exact(units: Units, moments: Moments) -> dict[str, Exact]:
         constant = {int(unit): float(high[unit]) for unit in still if high[unit] != 0}
         if not group.readers or not all(_takes_constants(units.graph, reader) for reader in group.readers):
             constant = {}
-        constants = units.graph.constants
         stored = group.readers and all(reader.tensor in constants for reader in group.readers)  # to read b for a
         pairs = _twins(units, group) if stored else {}
         twins = {a: b for a, b in pairs.items() if a not in dead and a not in constant}

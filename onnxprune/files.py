@@ -25,7 +25,7 @@ def check_output(path: Path, *, force: bool = False) -> None:
     if not folder.is_dir():
         raise OutputError(f"the folder {folder} does not exist; create it or give another output path.")
     try:
-        probe = _temporary(path)
+        probe = _temporary(path, f".{secrets.token_hex(4)}")
         probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:
@@ -33,20 +33,25 @@ def check_output(path: Path, *, force: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def replacing(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
+def replacing(*paths: Path, again: bool = False) -> Iterator[tuple[BinaryIO, ...]]:
     """Opens a temporary file for each path and renames all of them when the block ends without an error.
 
     On any exception, interruption included, the temporary files are removed and the paths stay as they were. The
     last path is renamed last: give the file that refers to the others last.
 
+    Args:
+        paths: the files.
+        again: whether one run writes them many times. Their temporary names are then always the same, so that the next
+            write uses up what a killed process left under them; otherwise no two processes share a name.
+
     Raises:
         OutputError: a file cannot be written.
     """
-    temporary = [_temporary(path) for path in paths]
+    temporary = [_temporary(path, "" if again else f".{secrets.token_hex(4)}") for path in paths]
     try:
         try:
             with contextlib.ExitStack() as stack:
-                yield tuple(stack.enter_context(name.open("xb")) for name in temporary)
+                yield tuple(stack.enter_context(name.open("wb" if again else "xb")) for name in temporary)
             for name, path in zip(temporary, paths, strict=True):
                 name.replace(path)
         except OSError as error:
@@ -56,26 +61,11 @@ def replacing(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
             name.unlink(missing_ok=True)
 
 
-def write(path: Path, data: bytes | str) -> None:
-    """Writes one file whole or not at all."""
-    with replacing(path) as (file,):
+def write(path: Path, data: bytes | str, *, again: bool = False) -> None:
+    """Writes one file whole or not at all; `again` as in `replacing`."""
+    with replacing(path, again=again) as (file,):
         file.write(data.encode() if isinstance(data, str) else data)
 
 
-def update(path: Path, data: bytes | str) -> None:
-    """Writes a file that one run writes many times, whole or not at all.
-
-    Its temporary name is always the same, so what a killed process leaves under it is used up by the next update.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+def _temporary(path: Path, mark: str) -> Path:
+    return path.with_name(f".{path.name}{mark}.tmp")

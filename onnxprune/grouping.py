@@ -174,11 +174,9 @@ class _Finder:
         size = sum(leaf.size for leaf in members)
         reader = readers[0] if readers else None
         after = self._states(post.values(), members, reader, whole=True)
-        before = (
-            after if pre.keys() == {site.key for site in post.values()} else self._states(pre.values(), members, reader)
-        )
-        before = before or after
-        return Group(name, kind, size, writers, readers, before, after, "", exact)
+        linear = pre.keys() == {site.key for site in post.values()}
+        before = () if linear else self._states(pre.values(), members, reader)
+        return Group(name, kind, size, writers, readers, before or after, after, "", exact)
 
     def _weights(self, role: str, members: list[Dim]) -> Iterator[Weight]:
         uses = {(use.output, use.weight, use.axis): use for leaf in members for use in self.uses[role][leaf]}
@@ -272,11 +270,8 @@ class _Finder:
         kind = self.kinds.get(members[0], NEURON)
         if not readers:
             axes = [self.structure.axes[name][axis] for name, axis in self.meetings[members[0]][0].sides]
-            return (
-                "rotary pair of each head"
-                if any(_paired(axis, members[0]) for axis in axes)
-                else "query-key width of each head"
-            )
+            paired = any(_paired(axis, members[0]) for axis in axes)
+            return "rotary pair of each head" if paired else "query-key width of each head"
         others = [b if a is members[0] else a for a, b in self.overlaps if members[0] in (a, b)]
         heads = [leaf for leaf in others if self.kinds.get(leaf) == HEAD and self.uses["writes"][leaf]]
         if kind == HEAD and heads:  # grouped queries: key-value heads are on more weights than what they are shared by

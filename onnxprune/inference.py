@@ -50,19 +50,8 @@ CACHE = "a cache of the model holds it, whose heads go with --allow-io head alon
 """Why axes stay that people outside the graph see."""
 
 MOVES = frozenset(
-    {
-        "Cast",
-        "Expand",
-        "Gather",
-        "GatherND",
-        "Identity",
-        "Reshape",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "Transpose",
-        "Unsqueeze",
-    }
+    {"Cast", "Expand", "Gather", "GatherND", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose"}
+    | {"Unsqueeze"}
 )
 """Operators that give out elements of their first input alone."""
 
@@ -196,8 +185,9 @@ class _Inference:
         """What attention says are heads, as far as layouts are known by now."""
         return {leaf for axis, kind in self.out.kinds if kind == HEAD for leaf in leaves(axis)}
 
-    def _pin(self, axes: Iterable[Layout], because: str, node: str) -> bool:
-        return any([pin(axis, Kept(because, node)) for axis in axes])
+    def _pin(self, axes: Iterable[Layout], because: str, node: str) -> None:
+        for axis in axes:
+            pin(axis, Kept(because, node))
 
     def _follow(self, node: gs.Node) -> None:
         """Follows integers through a node, and constants."""
@@ -320,16 +310,15 @@ class _Inference:
         data, weight = (fact.a, fact.b) if fact.role == "reads" else (fact.b, fact.a)
         weights = [self.place[id(leaf)] for leaf in mentioned(weight) if id(leaf) in self.place]
         others = [self.place[id(leaf)] for leaf in mentioned(data) if id(leaf) in self.place]
+        part = fact.part if fact.part is not None else weight
         use = partial(Use, fact.role, label(node), node.op, first_output(node))
         for name, axis in weights:
             if name in self.picked:
                 self.applied.add(name)
                 layout, name = self.out.axes[name][axis], self.picked[name]
                 axis = next((i for i, whole in enumerate(self.out.axes[name]) if same(whole, layout)), -1)
-            for other, other_axis in others:
-                if name in self.out.constant and axis >= 0:
-                    part = fact.part if fact.part is not None else weight
-                    self.out.uses.append(use(name, axis, part, other, other_axis))
+            if name in self.out.constant and axis >= 0:
+                self.out.uses += [use(name, axis, part, other, other_axis) for other, other_axis in others]
 
     def _escape(self, name: str, because: str) -> None:
         """A tensor holds sizes but is read for its values: it stays what it was, or pins the axes it speaks of."""

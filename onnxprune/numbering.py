@@ -67,8 +67,7 @@ class Numbering:
                 if number.place in shared and number.axis is not None and not self._may_override(node, number):
                     because = f"{node.op} shares a number with another node"
                     settled &= not pin(number.axis, Kept(because, label(node)))
-        found_numbers = (replace(n, place=None) if n.place in shared else n for n, _ in numbers)
-        return list(found_numbers)
+        return [replace(number, place=None) if number.place in shared else number for number, _ in numbers]
 
     def _may_override(self, node: gs.Node, number: Number) -> bool:
         """Whether another number can be put into an input of a node, which must be a vector for that.
@@ -105,7 +104,7 @@ class Numbering:
             number = Number(first_output(node), fact.entry, None, fact.axis, fact.upto, fact.when)
             return (number if _is_free(fact.axis) or not fact.entry.stated else None), False
         term, fact = self._narrowed(node, fact)
-        sources = self.sources(term)
+        sources = self._sources(term)
         if not any(map(_is_free, (fact.axis, *sources))):
             return None, False
         if fact.upto is None and not isinstance(term, sizes.Literal) and self._extent(term) == extent(fact.axis):
@@ -142,7 +141,7 @@ class Numbering:
                     return literal, _counting(fact, literal, counted)
         return term, fact
 
-    def sources(self, term: sizes.Term) -> tuple[Layout, ...]:
+    def _sources(self, term: sizes.Term) -> tuple[Layout, ...]:
         """The axes from whose sizes a number is computed."""
         return tuple(self.axes[size.tensor][size.axis] for size in sizes.sizes_in(term))
 

@@ -74,8 +74,8 @@ class Bar:
 
 def note(notes: tuple[str, ...], written: list[Path]) -> None:
     """Says on stderr what was written and what the reader should know."""
-    for note in notes:
-        log.warning(note)
+    for text in notes:
+        log.warning(text)
     for path in written:
         log.info("wrote %s", path)
 

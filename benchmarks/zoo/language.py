@@ -108,55 +108,45 @@ def _gpt_neox() -> tuple[type, object]:
     )  # fmt: skip
 
 
+def _grouped() -> dict[str, int]:
+    """The sizes of decoders whose query heads share key-value heads."""
+    return {
+        "vocab_size": WORDS, "hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": QUERIES,
+        "num_key_value_heads": SHARED, "head_dim": WIDTH, "intermediate_size": INNER,
+        "max_position_embeddings": POSITIONS,
+    }  # fmt: skip
+
+
 def _llama() -> tuple[type, object]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    return LlamaForCausalLM, LlamaConfig(
-        vocab_size=WORDS, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=QUERIES,
-        num_key_value_heads=SHARED,
-        head_dim=WIDTH, intermediate_size=INNER, max_position_embeddings=POSITIONS,
-    )  # fmt: skip
+    return LlamaForCausalLM, LlamaConfig(**_grouped())
 
 
 def _qwen3() -> tuple[type, object]:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    return Qwen3ForCausalLM, Qwen3Config(
-        vocab_size=WORDS, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=QUERIES,
-        num_key_value_heads=SHARED,
-        head_dim=WIDTH, intermediate_size=INNER, max_position_embeddings=POSITIONS,
-    )  # fmt: skip
+    return Qwen3ForCausalLM, Qwen3Config(**_grouped())
 
 
 def _gemma() -> tuple[type, object]:
     from transformers import GemmaConfig, GemmaForCausalLM
 
-    return GemmaForCausalLM, GemmaConfig(
-        vocab_size=WORDS, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=QUERIES,
-        num_key_value_heads=SHARED,
-        head_dim=WIDTH, intermediate_size=INNER, max_position_embeddings=POSITIONS,
-    )  # fmt: skip
+    return GemmaForCausalLM, GemmaConfig(**_grouped())
 
 
 def _gemma3() -> tuple[type, object]:
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
     return Gemma3ForCausalLM, Gemma3TextConfig(
-        vocab_size=WORDS, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=QUERIES,
-        num_key_value_heads=SHARED,
-        head_dim=WIDTH, intermediate_size=INNER, max_position_embeddings=POSITIONS, sliding_window=4,
-        layer_types=["sliding_attention", "full_attention"],
-    )  # fmt: skip
+        **_grouped(), sliding_window=4, layer_types=["sliding_attention", "full_attention"]
+    )
 
 
 def _mixtral() -> tuple[type, object]:
     from transformers import MixtralConfig, MixtralForCausalLM
 
-    config = MixtralConfig(
-        vocab_size=WORDS, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=6, num_key_value_heads=3,
-        head_dim=10, intermediate_size=INNER, num_local_experts=3, num_experts_per_tok=2,
-        max_position_embeddings=POSITIONS,
-    )  # fmt: skip
+    config = MixtralConfig(**_grouped(), num_local_experts=3, num_experts_per_tok=2)
     config._experts_implementation = "batched_mm"  # the others are loops over data
     return MixtralForCausalLM, config
 

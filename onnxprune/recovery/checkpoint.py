@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from onnxprune.errors import DataError, OutputError
-from onnxprune.files import update
+from onnxprune.files import write
 
 
 class Checkpoint:
@@ -29,7 +29,7 @@ class Checkpoint:
             random["cuda"] = torch.cuda.get_rng_state()
         buffer = io.BytesIO()
         torch.save({**state, "identity": self._identity, "random": random}, buffer)
-        update(self.path, buffer.getvalue())
+        write(self.path, buffer.getvalue(), again=True)
 
     def load(self) -> dict[str, Any]:
         """Reads the state.
@@ -72,7 +72,7 @@ class Log:
                 except (ValueError, KeyError, TypeError):  # a line that was cut off
                     continue
                 kept += [line + "\n"] if known else []
-        update(path, "".join(kept))
+        write(path, "".join(kept), again=True)
 
     def add(self, **entry: object) -> None:
         """Appends a line."""

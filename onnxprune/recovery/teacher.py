@@ -51,6 +51,18 @@ class Hidden:
         return array
 
 
+def check_teacher(student: Graph, original: Graph) -> None:
+    """Makes sure that a model can learn from another one.
+
+    Raises:
+        ModelError: their inputs or outputs differ.
+    """
+    if original.inputs != student.inputs or original.outputs != student.outputs:
+        raise ModelError(
+            "the teacher has other inputs or outputs than the model; give the model that it was made from."
+        )
+
+
 def find_hidden(student: Graph, original: Graph, plan: Plan | None, feeds: Arrays) -> tuple[Hidden, ...]:
     """The hidden states to match: what contractions of weights give out, where both models have it.
 
@@ -90,16 +102,12 @@ class Teacher:
         hidden: tensors whose values follow the outputs.
     """
 
-    def __init__(self, graph: Graph, student: Graph, device: str, hidden: Sequence[Hidden] = ()) -> None:
+    def __init__(self, graph: Graph, device: str, hidden: Sequence[Hidden] = ()) -> None:
         """Loads the original.
 
         Raises:
-            ModelError: it has other inputs or outputs than the student.
+            ModelError: ONNX Runtime cannot load it.
         """
-        if graph.inputs != student.inputs or graph.outputs != student.outputs:
-            raise ModelError(
-                "the teacher has other inputs or outputs than the model; give the model that it was made from."
-            )
         self.sha256, self.hidden = graph.sha256, tuple(hidden)
         self._outputs = graph.outputs
         names = [state.name for state in self.hidden]

@@ -22,7 +22,7 @@ from onnxprune.recovery.losses import Objective, shape_of, token_labels
 from onnxprune.recovery.options import Arrays, Augment, Execution, Progress, Training, Watch, from_script
 from onnxprune.recovery.parallel import Processes, processes
 from onnxprune.recovery.samples import Samples, plan_epochs, read
-from onnxprune.recovery.teacher import Teacher, find_hidden
+from onnxprune.recovery.teacher import Teacher, check_teacher, find_hidden
 from onnxprune.runtime import Session
 
 if TYPE_CHECKING:
@@ -114,11 +114,9 @@ def _samples(graph: Graph, data: object, training: Training) -> Samples:
 def _teacher(
     graph: Graph, original: Graph, plan: Plan | None, samples: Samples, training: Training, joined: Processes
 ) -> Teacher:
-    made = Teacher(original, graph, joined.teacher)
-    if not training.match_hidden:
-        return made
-    hidden = find_hidden(graph, original, plan, samples.first(2))
-    return Teacher(original, graph, joined.teacher, hidden)
+    check_teacher(graph, original)
+    hidden = find_hidden(graph, original, plan, samples.first(2)) if training.match_hidden else ()
+    return Teacher(original, joined.teacher, hidden)
 
 
 def _augmentation(augment: Augment | str | None) -> Augment | None:

@@ -116,6 +116,15 @@ def _padding(mask: Tensor, q: Tensor, k: Tensor, value: float) -> Tensor:
     raise BridgeError(f"the bridge knows no attention mask of shape {tuple(mask.shape)}")
 
 
+def _hidden(
+    bias: Tensor | None, mask: Tensor | None, q: Tensor, k: Tensor, past: int, unidirectional: int, value: float
+) -> Tensor | None:
+    """What ONNX Runtime adds to scores: a bias, and a value where a mask or the order of tokens hides a key."""
+    if mask is not None:
+        bias = _plus(bias, _padding(mask, q, k, value))
+    return _plus(bias, _causal(q, k, past, value)) if unidirectional else bias
+
+
 def _rotary(attrs: dict[str, Any]) -> str | None:
     return "do_rotary" if attrs.get("do_rotary", 0) else None
 
@@ -145,11 +154,7 @@ def fused_attention(
     before = 0 if past is None else past.shape[3]
     if past is not None:
         k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
-    added = attention_bias
-    if mask_index is not None:
-        added = _plus(added, _padding(mask_index, q, k, mask_filter_value))
-    if unidirectional:
-        added = _plus(added, _causal(q, k, before, mask_filter_value))
+    added = _hidden(attention_bias, mask_index, q, k, before, unidirectional, mask_filter_value)
     y, _ = _attend(q, k, v, added, scale or q.shape[3] ** -0.5)
     return (_flat(y),) if outputs == 1 else (_flat(y), torch.stack([k, v]))
 
@@ -180,11 +185,7 @@ def multi_head_attention(
     before = 0 if past_key is None else past_key.shape[2]
     if past_key is not None and past_value is not None:
         k, v = torch.cat([past_key, k], 2), torch.cat([past_value, v], 2)
-    added = attention_bias
-    if key_padding_mask is not None:
-        added = _plus(added, _padding(key_padding_mask, q, k, mask_filter_value))
-    if unidirectional:
-        added = _plus(added, _causal(q, k, before, mask_filter_value))
+    added = _hidden(attention_bias, key_padding_mask, q, k, before, unidirectional, mask_filter_value)
     y, scores = _attend(q, k, v, added, scale or q.shape[3] ** -0.5, mode=0 if outputs > 3 else None)
     return (_flat(y), k, v, scores)[:outputs]
 
