@@ -1,48 +1,39 @@
-"""The CIFAR-10 reference data: images as the reference ResNets want them.
-
-The folder is that of $ONNXPRUNE_DATA, or ../shared/data beside the project; the README there describes how the images
-are packed and where they come from.
-"""
+"""The CIFAR-10 reference data: images as the reference ResNets want them."""
 
 from __future__ import annotations
 
 import lzma
-import os
-import sys
 from pathlib import Path
 
 import numpy as np
 
-FOLDER = Path(os.environ.get("ONNXPRUNE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+from reference import file
+
 MEAN = np.array([0.485, 0.456, 0.406], np.float32).reshape(1, 3, 1, 1)
 DEVIATION = np.array([0.229, 0.224, 0.225], np.float32).reshape(1, 3, 1, 1)
 
 
 def model(name: str) -> Path:
     """The file of a trained network, such as "resnet20_cifar10_bn"; ends the program where there is none."""
-    path = FOLDER / "models" / f"{name}.onnx"
-    if not path.is_file():
-        sys.exit(f"{path} is not here; set ONNXPRUNE_DATA to the folder of the reference data")
-    return path
+    return file(f"models/{name}.onnx")
 
 
-def images(*names: str, count: int | None = None, folder: Path = FOLDER) -> dict[str, np.ndarray]:
+def images(*names: str, count: int | None = None) -> dict[str, np.ndarray]:
     """Images and labels of some files, such as "test" or "train_0": image (N, 3, 32, 32) float32, label (N,) int64.
 
     Args:
         names: the files.
         count: how many of the first images of each file; all when None.
-        folder: where they are.
     """
-    parts = [_read(folder / f"cifar10_{name}.npz", count) for name in names]
+    parts = [_read(file(f"cifar10_{name}.npz"), count) for name in names]
     pixels, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
     return {"image": (pixels.astype(np.float32) / 255 - MEAN) / DEVIATION, "label": labels}
 
 
 def _read(path: Path, count: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Undoes the packing: planes G, R-G, B-G, each pixel as the residual of a median edge prediction, modulo 256."""
-    with np.load(path) as file:
-        labels, packed = file["labels"].astype(np.int64)[:count], lzma.decompress(file["packed"].tobytes())
+    with np.load(path) as arrays:
+        labels, packed = arrays["labels"].astype(np.int64)[:count], lzma.decompress(arrays["packed"].tobytes())
     residuals = np.frombuffer(packed, np.uint8).reshape(3, -1, 32, 32)[:, : len(labels)]
     residuals = np.ascontiguousarray(residuals.transpose(2, 3, 0, 1)).astype(np.int16)  # rows, columns, planes, images
     planes = np.zeros((33, 33, 3, len(labels)), np.int16)  # one border row and column

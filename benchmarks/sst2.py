@@ -10,7 +10,6 @@ that only the first run trains it.
 from __future__ import annotations
 
 import gzip
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -20,8 +19,8 @@ from torch import nn
 from torch.nn import functional
 
 import onnxprune
-from cifar10 import FOLDER
 from onnxprune.criteria import CRITERIA
+from reference import file
 from results import publish, table
 from zoo.trained import LONGEST, PADDING, UNKNOWN, Encoder
 
@@ -35,9 +34,7 @@ RECOVERY = onnxprune.Training(epochs=2, batch=128, rate=5e-4, label_weight=0.3, 
 
 def rows(name: str) -> tuple[list[list[str]], np.ndarray]:
     """Words and labels of a file of the reference data."""
-    path = FOLDER / f"sst2_{name}"
-    if not path.is_file():
-        sys.exit(f"{path} is not here; set ONNXPRUNE_DATA to the folder of the reference data")
+    path = file(f"sst2_{name}")
     text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     found = [line.split("\t") for line in text.decode().splitlines()[1:]]
     return [sentence.split() for sentence, _ in found], np.array([int(label) for _, label in found])
@@ -88,9 +85,9 @@ def train(phrases: np.ndarray, labels: np.ndarray, size: int, dev: tuple[np.ndar
 
 
 def prepared() -> tuple[Path, dict[str, np.ndarray]]:
-    """The trained encoder's file and arrays of all sentences and labels; trains it the first time."""
-    file, arrays = CACHE / "encoder.onnx", CACHE / "sentences.npz"
-    if not (file.is_file() and arrays.is_file()):
+    """The file of the trained encoder, and arrays of all sentences and labels; trains it the first time."""
+    model, arrays = CACHE / "encoder.onnx", CACHE / "sentences.npz"
+    if not (model.is_file() and arrays.is_file()):
         CACHE.mkdir(parents=True, exist_ok=True)
         texts = {name: rows(end) for name, end in SPLITS.items()}
         vocabulary = words(texts["train"][0])
@@ -102,10 +99,10 @@ def prepared() -> tuple[Path, dict[str, np.ndarray]]:
             net, (torch.from_numpy(found["dev"][:2, :40]),), dynamo=True, dynamic_shapes={"words": sizes},
             input_names=["words"], output_names=["logits"],
         )  # fmt: skip
-        exported.save(file)
+        exported.save(model)
         np.savez(arrays, **found, **labels)
     with np.load(arrays) as stored:
-        return file, {name: stored[name] for name in stored.files}
+        return model, {name: stored[name] for name in stored.files}
 
 
 def unpadded(phrases: np.ndarray, batches: int, size: int = 32) -> list[dict[str, np.ndarray]]:

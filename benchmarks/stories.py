@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 import warnings
 from functools import cache
 from pathlib import Path
@@ -20,10 +19,10 @@ import numpy as np
 import torch
 
 import onnxprune
-from cifar10 import FOLDER
 from onnxprune.criteria import CRITERIA
 from onnxprune.grouping import find_units
 from onnxprune.runtime import Session
+from reference import file
 from results import publish, table
 from zoo.trained import Llama, Tokenizer
 
@@ -35,18 +34,15 @@ RECOVERY = onnxprune.Training(epochs=8, batch=8, rate=3e-3, task="next-token", t
 
 
 def network() -> Llama:
-    """The network; ends the program where its file is missing."""
-    path = FOLDER / "models" / "stories260K.bin"
-    if not path.is_file():
-        sys.exit(f"{path} is not here; set ONNXPRUNE_DATA to the folder of the reference data")
-    return Llama(path.read_bytes()).eval()
+    """The network."""
+    return Llama(file("models/stories260K.bin").read_bytes()).eval()
 
 
 @cache
 def stories() -> list[list[int]]:
     """The tokens of all whole stories."""
-    tokenizer = Tokenizer((FOLDER / "models" / "tok512.bin").read_bytes(), 512)
-    texts = (FOLDER / "tinystories_sample.txt").read_text(encoding="utf-8").split("<|endoftext|>")[:-1]
+    tokenizer = Tokenizer(file("models/tok512.bin").read_bytes(), 512)
+    texts = file("tinystories_sample.txt").read_text(encoding="utf-8").split("<|endoftext|>")[:-1]
     return [tokenizer.encode(text.strip()) for text in texts]
 
 

@@ -19,14 +19,14 @@ EXPORTS = ("bn", "folded", "dynamo")
 
 
 @cache
-def images(folder: Path) -> dict[str, np.ndarray]:
+def images() -> dict[str, np.ndarray]:
     """The first test images and their labels."""
-    return cifar10.images("test", count=256, folder=folder)
+    return cifar10.images("test", count=256)
 
 
 def test_half_of_all_units_is_three_quarters_of_the_parameters(data_folder: Path) -> None:
     """The same widths in all three exports, and equal to the masked original on real images."""
-    data = images(data_folder)
+    data = images()
     widths = []
     for export in EXPORTS:
         path = data_folder / "models" / f"resnet20_cifar10_{export}.onnx"
@@ -43,7 +43,7 @@ def test_half_of_all_units_is_three_quarters_of_the_parameters(data_folder: Path
 
 
 def test_accuracy_survives_a_little_pruning_with_refit(data_folder: Path) -> None:
-    data = images(data_folder)
+    data = images()
     path = data_folder / "models" / "resnet20_cifar10_bn.onnx"
     assert evaluate(path, data)[0] > 0.88
     accuracies = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +39,6 @@ FAMILIES = (
         "reduce",
     ),
 )
-DATA = Path(os.environ.get("ONNXPRUNE_DATA", Path(__file__).parents[2].parent / "shared" / "data")) / "models"
 
 
 def test_there_and_back() -> None:
@@ -250,11 +248,8 @@ def test_onnxprune_does_not_import_torch() -> None:
 
 
 @pytest.mark.parametrize("name", ["bn", "folded", "dynamo"])
-def test_real_models(name: str) -> None:
-    path = DATA / f"resnet20_cifar10_{name}.onnx"
-    if not path.exists():
-        pytest.skip(f"no {path}; set ONNXPRUNE_DATA to the folder of the models")
-    graph = load(path)
+def test_real_models(name: str, data_folder: Path) -> None:
+    graph = load(data_folder / "models" / f"resnet20_cifar10_{name}.onnx")
     feeds = {"image": np.random.default_rng(0).standard_normal((4, 3, 32, 32)).astype(np.float32)}
     module = assert_parity(graph, feeds, tolerance=1e-4)
     assert untouched_parameters(module, feeds) == []
