@@ -9,7 +9,6 @@ import numpy as np
 
 from onnxprune.data import Data
 from onnxprune.errors import DataError, OnnxPruneError
-from onnxprune.recovery.losses import token_labels
 from onnxprune.recovery.options import Arrays, Watch, from_script, is_script
 
 Run = Callable[[Arrays], list[np.ndarray]]
@@ -26,9 +25,7 @@ class Evaluator:
         rises: whether more is better.
     """
 
-    def __init__(
-        self, watch: Watch, data: Data, teacher: Run | None, loss: Loss, *, outputs: int, tokens: bool
-    ) -> None:
+    def __init__(self, watch: Watch, data: Data, teacher: Run | None, loss: Loss, *, outputs: int) -> None:
         """Prepares a metric.
 
         Args:
@@ -37,14 +34,13 @@ class Evaluator:
             teacher: runs the original.
             loss: computes the loss that is trained.
             outputs: how many outputs the model has, hidden states left out.
-            tokens: whether labels are the tokens themselves.
 
         Raises:
             DataError: the metric needs labels or a teacher that are not there.
         """
         labelled = data.first(1).labels is not None
         self.watch, self.data, self._teacher, self._loss = watch, data, teacher, loss
-        self._outputs, self._tokens = outputs, tokens
+        self._outputs = outputs
         self.metric = watch.metric or ("top1" if labelled else "loss")
         self.rises = self.metric != "loss"
         if self.metric == "top1" and not labelled:
@@ -64,17 +60,13 @@ class Evaluator:
         total = samples = 0.0
         for feeds, labels, real in self._batches():
             outputs = [output[:real] for output in run(feeds)]
-            total += self._batch({n: a[:real] for n, a in feeds.items()}, feeds, outputs, labels, real)
+            total += self._batch(feeds, outputs, labels, real)
             samples += real
         return total / samples
 
-    def _batch(
-        self, cut: Arrays, feeds: Arrays, outputs: list[np.ndarray], labels: np.ndarray | None, real: int
-    ) -> float:
+    def _batch(self, feeds: Arrays, outputs: list[np.ndarray], labels: np.ndarray | None, real: int) -> float:
         """The sum over a batch."""
         if self.metric == "loss":
-            if self._tokens:
-                labels = token_labels(cut)
             return self._loss(feeds, outputs, labels) * real
         chosen = _classes(outputs[0], self.metric)
         if self.metric == "top1":

@@ -14,7 +14,7 @@ import torch
 from onnxprune.errors import BridgeError, PlanError
 from onnxprune.recovery.checkpoint import Checkpoint, Log
 from onnxprune.recovery.evaluation import Evaluator
-from onnxprune.recovery.losses import Objective
+from onnxprune.recovery.losses import Objective, labels_that_count
 from onnxprune.recovery.options import Arrays, Augment, Execution, Progress, Training
 from onnxprune.recovery.parallel import Processes, waits_for_gradients
 from onnxprune.recovery.samples import Samples, Schedule
@@ -86,6 +86,8 @@ class Loop:
         self.optimizer = optimizer_for(self.module, training)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._factor)
         self.average = Average(setting.student.trained(), training.ema) if training.ema else None
+        known = setting.samples.labels
+        self.counted = None if known is None else labels_that_count(known, training)
         self.done = 0
         self.best: float | None = None
         self.chosen: dict[str, torch.Tensor] = {}
@@ -181,7 +183,7 @@ class Loop:
         labels = None
         if self.s.samples.labels is not None:
             labels = torch.tensor(self.s.samples.labels[rows], device=self.device)
-        return self.s.objective(self._forward(arrays), targets, labels)
+        return self.s.objective(self._forward(arrays), targets, labels, self.counted)
 
     def _forward(self, arrays: Arrays) -> tuple[torch.Tensor, ...]:
         inputs = self.s.student.arguments(arrays, self.device)

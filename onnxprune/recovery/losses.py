@@ -1,7 +1,8 @@
 """What is minimized: the distance from the original's outputs, and from labels.
 
-Every loss is a mean over samples, and squared errors are relative to a variance that is measured once, on the first
-samples: so a step computed in parts, in one process or several, has the loss and the gradient of the whole step.
+Every loss is a mean over samples, squared errors are relative to a variance that is measured once, on the first
+samples, and classes to the number of labels that count in a sample of all data: so a step computed in parts, in one
+process or several, has the loss and the gradient of the whole step, wherever the padding lies.
 """
 
 from __future__ import annotations
@@ -66,13 +67,15 @@ class Objective:
         outputs: Sequence[torch.Tensor],
         targets: Sequence[torch.Tensor],
         labels: torch.Tensor | None,
+        counted: float | None = None,
     ) -> torch.Tensor:
         """The loss.
 
         Args:
             outputs: of the model, its hidden states behind them.
             targets: the same of the original; empty without one.
-            labels: of the batch, where they are learnt from.
+            labels: of the batch, where they are learnt from or say what does not count.
+            counted: labels of a sample that count, on average over all data; that of the batch when None.
 
         Raises:
             BridgeError: there is nothing floating to learn from.
@@ -83,12 +86,18 @@ class Objective:
         loss = torch.zeros((), device=outputs[0].device)
         weight = self.training.label_weight
         if self.learns and weight < 1:
-            loss = loss + (1 - weight) * self._distillation(outputs, targets)
+            loss = loss + (1 - weight) * self._distillation(outputs, targets, labels, counted)
         if weight > 0 and labels is not None:
-            loss = loss + weight * self._task(outputs[: len(self.shape.probabilities)], labels)
+            loss = loss + weight * self._task(outputs[: len(self.shape.probabilities)], labels, counted)
         return loss
 
-    def _distillation(self, outputs: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _distillation(
+        self,
+        outputs: Sequence[torch.Tensor],
+        targets: Sequence[torch.Tensor],
+        labels: torch.Tensor | None,
+        counted: float | None,
+    ) -> torch.Tensor:
         """How far the outputs are from the original's, and the hidden states."""
         import torch
         from torch.nn import functional
@@ -102,9 +111,14 @@ class Objective:
             output, target = output.float(), target.float()
             if i < count and self._is_classes(i, output):
                 t = self.training.temperature
-                student = functional.log_softmax(self._logits(output, i) / t, dim=-1).flatten(0, -2)
-                original = functional.log_softmax(self._logits(target, i) / t, dim=-1).flatten(0, -2)
-                losses.append(t * t * functional.kl_div(student, original, log_target=True, reduction="batchmean"))
+                total: float = output.shape[:-1].numel()
+                if labels is not None and self._is_tokens(i, output):
+                    counts = self._next(output, labels)[1] != IGNORED
+                    total = _total(counts, counted)
+                    output, target = output[:, :-1][counts], target[:, :-1][counts]
+                student = functional.log_softmax(self._logits(output, i) / t, dim=-1)
+                original = functional.log_softmax(self._logits(target, i) / t, dim=-1)
+                losses.append(t * t * functional.kl_div(student, original, log_target=True, reduction="sum") / total)
             else:
                 error = functional.mse_loss(output, target) / self.shape.variances[i]
                 (losses if i < count else hidden).append(error)
@@ -116,14 +130,22 @@ class Objective:
     def _is_classes(self, i: int, output: torch.Tensor) -> bool:
         if self.training.loss != "auto":
             return self.training.loss == "kl"
-        tokens = self.training.task == "next-token" and i == 0
-        return (output.ndim == 2 or (tokens and output.ndim == 3)) and output.shape[-1] > 1
+        return (output.ndim == 2 or self._is_tokens(i, output)) and output.shape[-1] > 1
+
+    def _is_tokens(self, i: int, output: torch.Tensor) -> bool:
+        return self.training.task == "next-token" and i == 0 and output.ndim == 3
 
     def _logits(self, output: torch.Tensor, i: int) -> torch.Tensor:
         """Classes as logits: probabilities become their logarithm."""
         return output.clamp_min(1e-12).log() if self.shape.probabilities[i] else output
 
-    def _task(self, outputs: Sequence[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    def _next(self, output: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits, and the labels of the tokens behind them."""
+        if labels.shape != output.shape[:-1]:
+            raise _unfit(labels, output, "one token for each position")
+        return self._logits(output, 0)[:, :-1], labels[:, 1:]
+
+    def _task(self, outputs: Sequence[torch.Tensor], labels: torch.Tensor, counted: float | None) -> torch.Tensor:
         """The loss of labels."""
         from torch.nn import functional
 
@@ -136,16 +158,20 @@ class Objective:
             return functional.mse_loss(output, labels.reshape(output.shape).to(output.dtype))
         logits = self._logits(output, 0)
         if self.training.task == "next-token":
-            if labels.shape != output.shape[:-1]:
-                raise _unfit(labels, output, "one token for each position")
-            logits, labels = logits[:, :-1], labels[:, 1:]
+            logits, labels = self._next(output, labels)
         elif labels.ndim == logits.ndim and labels.shape[-1] == 1:
             labels = labels.squeeze(-1)
+        total = _total(labels != IGNORED, counted)
         if labels.shape == logits.shape[:-1]:
             logits, labels = logits.flatten(0, -2), labels.flatten()
         elif labels.shape != (logits.shape[0], *logits.shape[2:]):
             raise _unfit(labels, output, "one class for each row or position")
-        return functional.cross_entropy(logits, labels.long(), ignore_index=IGNORED)
+        return functional.cross_entropy(logits, labels.long(), ignore_index=IGNORED, reduction="sum") / total
+
+
+def _total(counts: torch.Tensor, counted: float | None) -> float:
+    """What a sum over the labels that count is divided by; one where none does."""
+    return (float(counts.sum()) if counted is None else counted * len(counts)) or 1.0
 
 
 def _unfit(labels: torch.Tensor, output: torch.Tensor, wanted: str) -> DataError:
@@ -153,6 +179,23 @@ def _unfit(labels: torch.Tensor, output: torch.Tensor, wanted: str) -> DataError
         f"labels of shape {tuple(labels.shape)} do not fit the first output of shape {tuple(output.shape)}; "
         f"give {wanted}, or another --task."
     )
+
+
+def known_labels(inputs: Arrays, labels: np.ndarray | None, training: Training) -> np.ndarray | None:
+    """The labels: those of a "next-token" task are the tokens where none are given.
+
+    Raises:
+        DataError: tokens are to be learnt from, and no input holds them.
+    """
+    if labels is not None or training.task != "next-token":
+        return labels
+    return token_labels(inputs) if training.label_weight > 0 or "attention_mask" in inputs else None
+
+
+def labels_that_count(labels: np.ndarray, training: Training) -> float:
+    """How many labels of a sample count, on average."""
+    shown = labels[:, 1:] if training.task == "next-token" and labels.ndim > 1 else labels
+    return float((shown != IGNORED).sum()) / len(labels)
 
 
 def token_labels(inputs: Arrays) -> np.ndarray:

@@ -18,7 +18,7 @@ from onnxprune.data import load_data
 from onnxprune.errors import GoalMissed, PlanError
 from onnxprune.graph import Graph, load
 from onnxprune.records import Plan
-from onnxprune.recovery.losses import Objective, shape_of, token_labels
+from onnxprune.recovery.losses import Objective, known_labels, shape_of
 from onnxprune.recovery.options import Arrays, Augment, Execution, Progress, Training, Watch, from_script
 from onnxprune.recovery.parallel import Processes, processes
 from onnxprune.recovery.samples import Samples, plan_epochs, read
@@ -104,11 +104,9 @@ def _quiet(stage: str, done: int, total: int, note: str) -> None:
 def _samples(graph: Graph, data: object, training: Training) -> Samples:
     """All samples, with the labels that the task wants."""
     session = Session(graph.message(), device="cpu")
-    tokens = training.task == "next-token" and training.label_weight > 0
-    samples = read(load_data(data, session, size=training.batch), needs_labels=training.label_weight > 0 and not tokens)
-    if tokens and samples.labels is None:
-        samples = replace(samples, labels=token_labels(samples.inputs))
-    return samples
+    needs_labels = training.label_weight > 0 and training.task != "next-token"
+    samples = read(load_data(data, session, size=training.batch), needs_labels=needs_labels)
+    return replace(samples, labels=known_labels(samples.inputs, samples.labels, training))
 
 
 def _teacher(
@@ -203,12 +201,13 @@ def _evaluator(setting: Setting, watch: Watch) -> Evaluator:
         targets: list[Any] = []
         if teacher and setting.objective.learns:
             targets = [tensor_of(target[: len(outputs[0])]) for target in teacher.run(feeds)]
+        cut = {name: array[: len(outputs[0])] for name, array in feeds.items()}
+        labels = known_labels(cut, labels, setting.training)
         known = None if labels is None else torch.tensor(labels)
         with torch.no_grad():
             return float(setting.objective([torch.tensor(output) for output in outputs], targets, known))
 
-    tokens = setting.training.task == "next-token"
-    return Evaluator(watch, data, teacher.run if teacher else None, loss, outputs=len(graph.outputs), tokens=tokens)
+    return Evaluator(watch, data, teacher.run if teacher else None, loss, outputs=len(graph.outputs))
 
 
 def _identity(setting: Setting, watch: Watch | None) -> dict[str, Any]:
