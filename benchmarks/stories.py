@@ -21,6 +21,7 @@ import torch
 import onnxprune
 from onnxprune.criteria import CRITERIA
 from onnxprune.grouping import find_units
+from onnxprune.recovery.losses import IGNORED
 from onnxprune.runtime import Session
 from reference import file
 from results import publish, table
@@ -46,10 +47,20 @@ def stories() -> list[list[int]]:
     return [tokenizer.encode(text.strip()) for text in texts]
 
 
-def rows() -> np.ndarray:
-    """(rows, LENGTH) tokens of the stories before the last 200, one behind the other."""
-    stream = [token for story in stories()[:-200] for token in story]
-    return np.array(stream[: len(stream) // LENGTH * LENGTH]).reshape(-1, LENGTH)
+def calibration() -> dict[str, np.ndarray]:
+    """Rows of LENGTH tokens from the first stories, one behind the other."""
+    stream = [token for story in stories()[:200] for token in story]
+    return {"tokens": np.array(stream[: 64 * LENGTH]).reshape(64, LENGTH)}
+
+
+def lessons() -> dict[str, np.ndarray]:
+    """The first CUT tokens of each story before the last 200, as those are read that are held out; the rest is padding.
+
+    Stories one behind the other would be read at other positions than those that are held out.
+    """
+    chosen = [story[:CUT] for story in stories()[:-200]]
+    labels = np.array([story + [IGNORED] * (CUT - len(story)) for story in chosen])
+    return {"tokens": np.maximum(labels, 0), "labels": labels}
 
 
 def perplexity(graph: onnxprune.Graph) -> float:
@@ -65,14 +76,16 @@ def perplexity(graph: onnxprune.Graph) -> float:
 
 def exported(net: Llama, *, dynamo: bool) -> onnxprune.Graph:
     """The network as one of the exporters writes it."""
-    path, tokens = (
-        CACHE / f"stories_{'dynamo' if dynamo else 'script'}.onnx",
-        torch.tensor([[1, 403, 407], [1, 410, 261]]),
-    )
+    path = CACHE / f"{'dynamo' if dynamo else 'script'}.onnx"
+    tokens = torch.tensor([[1, 403, 407], [1, 410, 261]])
     if not path.is_file():
         sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=CUT)}
         named = {name: {0: "batch", 1: "length"} for name in ("tokens", "logits")}
-        options = {"dynamic_shapes": {"tokens": sizes}} if dynamo else {"dynamic_axes": named, "opset_version": 17}
+        options = (
+            {"dynamic_shapes": {"tokens": sizes}, "opset_version": 23}
+            if dynamo
+            else {"dynamic_axes": named, "opset_version": 17}
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(
@@ -83,7 +96,7 @@ def exported(net: Llama, *, dynamo: bool) -> onnxprune.Graph:
 
 def budget(graph: onnxprune.Graph) -> onnxprune.Budget:
     """SHARE of the parameters of heads and feed-forward units as a share of all parameters of a file."""
-    units, whole = find_units(graph, {"tokens": rows()[:2]}), 0.0
+    units, whole = find_units(graph, calibration()), 0.0
     total = units.cost({})[0]
     for name, group in units.groups.items():
         if group.kind in KINDS:
@@ -96,7 +109,7 @@ def pruned(graph: onnxprune.Graph, criterion: str) -> onnxprune.Pruned:
     return onnxprune.prune(
         graph,
         budget(graph),
-        {"tokens": rows()[:64]},
+        calibration(),
         ranking=onnxprune.Ranking(criterion),
         method=onnxprune.Method(refit=True, latency=False, limits=onnxprune.Limits(allocation="uniform")),
     )
@@ -113,7 +126,7 @@ def recovered(compact: onnxprune.Graph, original: onnxprune.Graph, criterion: st
     execution = onnxprune.Execution(
         checkpoint=checkpoint, resume=checkpoint.exists(), cache=CACHE, losses=CACHE / f"{criterion}.jsonl"
     )
-    return onnxprune.recover(compact, {"tokens": rows()}, teacher=original, training=RECOVERY, execution=execution)
+    return onnxprune.recover(compact, lessons(), teacher=original, training=RECOVERY, execution=execution)
 
 
 def main() -> None:
@@ -142,6 +155,7 @@ def main() -> None:
     if widths(script) != widths(dynamo):
         raise SystemExit(f"the exporters differ: {widths(script)} and {widths(dynamo)}")
     before, after = dynamo.report.before.parameters, dynamo.report.after.parameters
+    learnt = lessons()["labels"]
     kept = {kind: sorted({count for k, count in widths(dynamo) if k == kind}) for kind in KINDS}
     publish(
         "stories.py",
@@ -153,7 +167,8 @@ def main() -> None:
         f"{kept[KINDS[1]][0]} of 172 feed-forward units in each layer. By {RECOVERED[-1]}, the TorchScript file gets "
         f"the same widths (largest difference from the masked original {script.report.verified:.1e}, dynamo "
         f"{dynamo.report.verified:.1e}) and perplexity {perplexity(script.graph):.3f} after refit. Recovery: "
-        f"distillation alone on the {rows().size:,} tokens of the stories before the last 200, in rows of {LENGTH}.",
+        f"distillation alone on the {len(learnt):,} stories before the last 200, the first {CUT} tokens of each, "
+        f"{(learnt != IGNORED).sum():,} in all.",
         table(out),
     )
 
