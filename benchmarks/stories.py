@@ -1,6 +1,6 @@
 """The trained decoder: a Llama of 260 thousand parameters without 30 % of its feed-forward and head parameters.
 
-    python benchmarks/stories.py                         some hours on one core; started again, it goes on where it was
+    python benchmarks/stories.py                         an hour on two cores; started again, it goes on where it was
     python benchmarks/stories.py --criterion activation  prunes and recovers by one criterion alone, without a table
 
 The network is rebuilt from its file, exported with both of PyTorch's exporters, and held to its known perplexity. Both
