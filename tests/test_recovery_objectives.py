@@ -88,8 +88,9 @@ def test_padding_takes_no_part(label_weight: float, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     tokens, real = generator.integers(0, 7, (24, 10)), generator.integers(0, 11, (24, 1))
     real[0] = 0  # a sample of nothing but padding
-    data = {"input_ids": tokens, "attention_mask": (np.arange(10) < real).astype(np.int64)}
-    other = data | {"input_ids": np.where(data["attention_mask"], tokens, 6 - tokens)}
+    counts = np.arange(10) < real
+    data = {"input_ids": tokens, "attention_mask": np.ones_like(tokens), "labels": np.where(counts, tokens, -100)}
+    other = data | {"input_ids": np.where(counts, tokens, 6 - tokens)}  # the mask shows it to both models
     found = []
     for samples, accumulate in ((data, 1), (data, 8), (other, 1)):
         training = Training(
