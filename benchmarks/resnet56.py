@@ -3,7 +3,7 @@
     python benchmarks/resnet56.py
 
 takes an hour on two cores and goes on where it was when it is started again. Widths are multiples of 8, the block of
-ONNX Runtime's convolutions with AVX2; with AVX-512 it is 16 (`--round-to 16`).
+ONNX Runtime's convolutions with AVX2; with AVX-512 it is 16 (`--round-to 16`). Every choice of options has a table.
 """
 
 from __future__ import annotations
@@ -70,10 +70,14 @@ def main() -> None:
     for found in timed:
         milliseconds = [f"{1e3 * span[1]:.2f} ms" for span in (found.before, found.after)]
         rows.append([f"latency, batch {found.batch}", milliseconds[0], milliseconds[1], f"x {found.ratio:.3f}"])
-    usual = (options.macs, options.epochs) == (parser.get_default("macs"), parser.get_default("epochs"))
+    given = [
+        f" --{name.replace('_', '-')} {value}"
+        for name, value in vars(options).items()
+        if name != "out" and value != parser.get_default(name)
+    ]
     publish(
-        "resnet56.py" if usual else f"resnet56.py --macs {options.macs} --epochs {options.epochs}",
-        f"## ResNet-56 at {options.macs} of its multiply-accumulates, {options.epochs} epochs",
+        "resnet56.py" + "".join(given),
+        f"## ResNet-56 at {options.macs} of its MACs, widths in steps of {options.round_to}, {options.epochs} epochs",
         f"`prune --macs {options.macs} --criterion {options.criterion} --refit --round-to {options.round_to}`, 1,024 "
         f"calibration images; then `recover` on the 50,000 training images, {options.epochs} epochs of "
         f"{options.optimizer} (decay {options.decay:g}), distillation 0.7 and labels 0.3. Latency: ONNX Runtime, one "
