@@ -3,7 +3,8 @@
     python benchmarks/resnet56.py
 
 takes an hour on two cores and goes on where it was when it is started again. Widths are multiples of 8, the block of
-ONNX Runtime's convolutions with AVX2; with AVX-512 it is 16 (`--round-to 16`). Every choice of options has a table.
+ONNX Runtime's convolutions with AVX2; with AVX-512 it is 16 (`--round-to 16`). Every choice of options has its
+own table and checkpoint.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from onnxprune.measure import latency
 from onnxprune.runtime import Session
 from results import publish, table
 
+CACHE = Path(__file__).parents[1] / "build" / "resnet56"
+
 
 def main() -> None:
     """Prunes, measures, recovers, measures again, and writes the table."""
@@ -29,8 +32,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--optimizer", choices=("adamw", "sgd"), default="sgd")
     parser.add_argument("--decay", type=float, default=5e-4)
-    parser.add_argument("--out", type=Path, default=Path("resnet56.pruned.onnx"))
     options = parser.parse_args()
+    given = [f" --{n.replace('_', '-')} {v}" for n, v in vars(options).items() if v != parser.get_default(n)]
+    run = "resnet56.py" + "".join(given)
+    CACHE.mkdir(parents=True, exist_ok=True)
     original = onnxprune.load(cifar10.model("resnet56_cifar10_bn"))
     calibration, test = cifar10.images("train_0", count=1024), cifar10.images("test")
     pruned = onnxprune.prune(
@@ -43,7 +48,7 @@ def main() -> None:
     training = onnxprune.Training(
         epochs=options.epochs, label_weight=0.3, optimizer=options.optimizer, decay=options.decay
     )
-    checkpoint = options.out.with_suffix(".ckpt")
+    checkpoint = CACHE / f"{run}.ckpt"
     execution = onnxprune.Execution(checkpoint=checkpoint, resume=checkpoint.exists())
     final = onnxprune.recover(
         pruned.graph,
@@ -53,7 +58,7 @@ def main() -> None:
         augment=cifar10.augment,
         execution=execution,
     )
-    final.save(options.out)
+    final.save(CACHE / f"{run}.onnx")
     before, after = pruned.report.before, pruned.report.after
     accuracy = [f"{100 * onnxprune.evaluate(graph, test)[0]:.2f} %" for graph in (original, pruned.graph, final)]
     sessions = [Session(graph.message(), device="cpu", threads=1) for graph in (original, final)]
@@ -70,13 +75,8 @@ def main() -> None:
     for found in timed:
         milliseconds = [f"{1e3 * span[1]:.2f} ms" for span in (found.before, found.after)]
         rows.append([f"latency, batch {found.batch}", milliseconds[0], milliseconds[1], f"x {found.ratio:.3f}"])
-    given = [
-        f" --{name.replace('_', '-')} {value}"
-        for name, value in vars(options).items()
-        if name != "out" and value != parser.get_default(name)
-    ]
     publish(
-        "resnet56.py" + "".join(given),
+        run,
         f"## ResNet-56 at {options.macs} of its MACs, widths in steps of {options.round_to}, {options.epochs} epochs",
         f"`prune --macs {options.macs} --criterion {options.criterion} --refit --round-to {options.round_to}`, 1,024 "
         f"calibration images; then `recover` on the 50,000 training images, {options.epochs} epochs of "
