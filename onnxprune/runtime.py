@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import io
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,15 @@ PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
     "openvino": "OpenVINOExecutionProvider",
 }
+
+ADVICE = {
+    "No Op registered|not a registered": "take that operator out, or give its body as a local function of the model.",
+    "Could not find an implementation": "there is no kernel for the type that it computes in; convert it to float32.",
+    "opset|IR version": "export it at an older opset, or install a newer ONNX Runtime.",
+    "protobuf": "the file was cut off or is no ONNX model; get it anew.",
+    "": "onnx.checker.check_model says more.",
+}
+"""What to do about a model that ONNX Runtime refuses, by what it says; the first that fits counts."""
 
 Feeds = Mapping[str, np.ndarray]
 
@@ -84,7 +94,9 @@ class Session:
         except DeviceError:
             raise
         except Exception as error:  # onnxruntime raises a dozen unrelated classes
-            raise ModelError(f"ONNX Runtime cannot load the model: {first_line(error)}") from error
+            said = first_line(error).rstrip(" .;")
+            advice = next(advice for pattern, advice in ADVICE.items() if re.search(pattern, said))
+            raise ModelError(f"ONNX Runtime cannot load the model: {said}; {advice}") from error
         self._adapt = adapt
         self.provider: str = self._session.get_providers()[0]
         self.inputs = [
@@ -161,6 +173,7 @@ def gpu_count() -> int:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a message, without ONNX Runtime's code and category in front."""
+    """The first line of a message, without ONNX Runtime's code, category and place in its source in front."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return text.rsplit("[ONNXRuntimeError] : ", 1)[-1].split(" : ", 2)[-1]
+    text = text.rsplit("[ONNXRuntimeError] : ", 1)[-1].split(" : ", 2)[-1]
+    return re.sub(r"^/\S+:\d+ .*?\) (?=[A-Z])", "", text)

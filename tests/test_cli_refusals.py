@@ -37,12 +37,31 @@ def test_missing_external_data(tmp_path: Path, model: Path) -> None:
     assert "external data of 'fc1.weight' are missing: no file" in refused("prune", path, "--ratio", 0.4)
 
 
-def test_models_that_onnx_runtime_cannot_load(tmp_path: Path) -> None:
-    net = Net()
-    net.output(net.op("NoSuchOperator", net.input("N", 3)))
-    graph = helper.make_graph(net.nodes, "g", net.inputs, net.outputs)
-    onnx.save(helper.make_model(graph, opset_imports=net.imports, ir_version=10), tmp_path / "m.onnx")
-    assert "error: ONNX Runtime cannot load the model: " in refused("inspect", tmp_path / "m.onnx")
+@pytest.mark.parametrize(
+    ("operator", "opset", "kind", "message"),
+    [
+        ("NoSuchOperator", 20, TensorProto.FLOAT, "; take that operator out, or give its body as a local function"),
+        (
+            "Relu",
+            20,
+            TensorProto.INT16,
+            "; there is no kernel for the type that it computes in; convert it to float32.",
+        ),
+        ("Relu", 99, TensorProto.FLOAT, "the model: ONNX Runtime only *guarantees*"),
+        ("Relu", 99, TensorProto.FLOAT, "; export it at an older opset, or install a newer ONNX Runtime."),
+        ("Relu", 20, TensorProto.STRING, "; onnx.checker.check_model says more."),
+    ],
+)
+def test_models_that_onnx_runtime_cannot_load(
+    tmp_path: Path, operator: str, opset: int, kind: int, message: str
+) -> None:
+    x, y = (helper.make_tensor_value_info(name, kind, ["N", 3]) for name in "xy")
+    graph = helper.make_graph([helper.make_node(operator, ["x"], ["y"])], "g", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    onnx.save(model, tmp_path / "m.onnx")
+    said = refused("inspect", tmp_path / "m.onnx")
+    assert "error: ONNX Runtime cannot load the model: " in said
+    assert message in said
 
 
 @pytest.mark.parametrize(
