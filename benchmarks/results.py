@@ -43,5 +43,5 @@ def conditions() -> str:
     """Date, versions and machine in one line."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("onnxprune", "onnxruntime-gpu", "torch", "numpy"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    machine = f"Python {platform.python_version()}, {platform.machine()}, {cores} cores"
+    machine = f"Python {platform.python_version()}, {platform.machine()}, {cores} core{'s' * (cores != 1)}"
     return f"_{datetime.date.today()}; {packages}; {machine}._"

@@ -1,6 +1,7 @@
 """Whether a normalization behind each convolution helps where the model's own were folded into the weights.
 
-    python benchmarks/unfold.py                                   ResNet-56, some hours on two cores
+    python benchmarks/unfold.py --images 25000 --epochs 1         ResNet-56, half an hour on two cores
+    python benchmarks/unfold.py                                   with all images, five times: some hours
     python benchmarks/unfold.py --model resnet20_cifar10_folded --images 6000 --epochs 1 --rate 0.001
 
 prunes to half of the multiply-accumulates with refit, then recovers with and without `unfold_batchnorm` at several
@@ -49,8 +50,8 @@ def main() -> None:
         f"unfold.py {options.model}",
         f"## Recovery of {options.model} with and without unfolded normalizations",
         f"`prune --macs {options.macs} --criterion variance --refit`: {before:.2f} % -> {after:.2f} %. Then "
-        f"{options.epochs} epochs on {len(train['label']):,} training images with augmentation, distillation 0.7 and "
-        "labels 0.3; top-1 on 10,000 test images.",
+        f"{options.epochs} epoch{'s' * (options.epochs > 1)} on {len(train['label']):,} training images with "
+        "augmentation, distillation 0.7 and labels 0.3; top-1 on 10,000 test images.",
         table(rows),
     )
 
