@@ -168,6 +168,19 @@ def test_narrower_hidden_states_need_the_plan() -> None:
         recover(compact, DATA, teacher=hidden_network(seed=3), plan=plan, training=Training(epochs=1))
 
 
+def test_hidden_states_that_are_left_out_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="onnxprune")
+    teacher = hidden_network()
+    units = find_units(teacher, {"x0": X[:2]})
+    keep = {name: np.arange(group.size) < (8 if group.size == 16 else 99) for name, group in units.groups.items()}
+    plan = units.plan(keep)
+    training = Training(epochs=1, match_hidden=1.0)
+    recover(remove(teacher, plan), DATA, teacher=teacher, training=training)
+    assert "compares 1 of 2 hidden states; for the others, which are narrower, give the --plan" in caplog.text
+    recover(remove(teacher, plan), DATA, teacher=teacher, plan=plan, training=training)
+    assert "compares 2 of 2 hidden states\n" in caplog.text
+
+
 def test_hidden_states_need_a_teacher() -> None:
     with pytest.raises(PlanError, match="--match-hidden compares with the original; give --teacher"):
         recover(network(), DATA, training=Training(label_weight=1, match_hidden=1))

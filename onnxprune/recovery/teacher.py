@@ -92,6 +92,9 @@ def find_hidden(student: Graph, original: Graph, plan: Plan | None, feeds: Array
             "--match-hidden finds no hidden state of the same name and shape in both models; give the --plan that "
             "prune wrote, or do without."
         )
+    best = plan is not None or len(found) == len(names)
+    advice = "" if best else "; for the others, which are narrower, give the --plan that prune wrote"
+    log.info("compares %d of %d hidden states%s", len(found), len(names), advice)
     return tuple(found)
 
 
