@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--criterion", default="variance")
     parser.add_argument("--round-to", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--match-hidden", type=int, default=0)
     parser.add_argument("--optimizer", choices=("adamw", "sgd"), default="sgd")
     parser.add_argument("--decay", type=float, default=5e-4)
     options = parser.parse_args()
@@ -46,7 +47,11 @@ def main() -> None:
         method=onnxprune.Method(refit=True, latency=False, limits=onnxprune.Limits(round_to=options.round_to)),
     )
     training = onnxprune.Training(
-        epochs=options.epochs, label_weight=0.3, optimizer=options.optimizer, decay=options.decay
+        epochs=options.epochs,
+        label_weight=0.3,
+        match_hidden=options.match_hidden,
+        optimizer=options.optimizer,
+        decay=options.decay,
     )
     checkpoint = CACHE / f"{run}.ckpt"
     execution = onnxprune.Execution(checkpoint=checkpoint, resume=checkpoint.exists())
@@ -54,6 +59,7 @@ def main() -> None:
         pruned.graph,
         cifar10.images(*(f"train_{i}" for i in range(5))),
         teacher=original,
+        plan=pruned.plan,
         training=training,
         augment=cifar10.augment,
         execution=execution,
@@ -75,13 +81,14 @@ def main() -> None:
     for found in timed:
         milliseconds = [f"{1e3 * span[1]:.2f} ms" for span in (found.before, found.after)]
         rows.append([f"latency, batch {found.batch}", milliseconds[0], milliseconds[1], f"x {found.ratio:.3f}"])
+    hidden = f", `--match-hidden {options.match_hidden}`" if options.match_hidden else ""
     publish(
         run,
         f"## ResNet-56 at {options.macs} of its MACs, widths in steps of {options.round_to}, {options.epochs} epochs",
         f"`prune --macs {options.macs} --criterion {options.criterion} --refit --round-to {options.round_to}`, 1,024 "
         f"calibration images; then `recover` on the 50,000 training images, {options.epochs} epochs of "
-        f"{options.optimizer} (decay {options.decay:g}), distillation 0.7 and labels 0.3. Latency: ONNX Runtime, one "
-        "thread, original and result in turns, median of the ratios.",
+        f"{options.optimizer} (decay {options.decay:g}), distillation 0.7 and labels 0.3{hidden}. Latency: ONNX "
+        "Runtime, one thread, original and result in turns, median of the ratios.",
         table(rows),
     )
 
