@@ -1,8 +1,8 @@
 """The whole recovery: read, build, train, write back.
 
 Why threads wait passively: PyTorch's and ONNX Runtime's threads share the cores, and threads of one that spin while the
-other works cost more than they gain. A step of a ResNet-20 with its teacher took 0.45 s instead of 2.9 s on two cores
-that were not idle (benchmarks/spinning.py).
+other works cost more than they gain. A step of a ResNet-20 with its teacher took 0.62 s instead of 0.90 s on two cores
+beside a busy process, and no longer than before on idle ones (benchmarks/spinning.py).
 """
 
 from __future__ import annotations
