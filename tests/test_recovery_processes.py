@@ -79,7 +79,10 @@ def test_killed_at_any_step_and_resumed_it_ends_the_same(mlp_model: Path, train_
 
 @pytest.mark.parametrize("fsdp", [False, True])
 def test_two_processes_train_as_one(fsdp: bool, mlp_model: Path, train_data: Path, tmp_path: Path) -> None:
-    """The same loss at every step and the same weights, to 1e-5; the last batch does not divide by two."""
+    """The same loss at every step to 1e-5, the same weights to a hundredth of the rate; the last batch is odd.
+
+    AdamW moves a weight by about the rate however small its gradient is, so rounding of tiny ones shows in weights.
+    """
     with np.load(train_data) as file:
         np.savez(tmp_path / "d.npz", **{name: file[name][:451] for name in file.files})
     graph = load(mlp_model)
@@ -108,8 +111,8 @@ def test_two_processes_train_as_one(fsdp: bool, mlp_model: Path, train_data: Pat
     np.testing.assert_allclose(curves[1], curves[0], rtol=1e-5)
     first, second = (load(path).constants for path in (one, two))
     for name, array in first.items():
-        np.testing.assert_allclose(second[name], array, atol=1e-5)
-    assert any(abs(array - before[name]).max() > 1e-3 for name, array in first.items())
+        np.testing.assert_allclose(second[name], array, atol=1e-4)
+    assert any(abs(array - before[name]).max() > 1e-2 for name, array in first.items())
 
 
 def test_sharing_needs_several_processes(mlp_model: Path, train_data: Path, tmp_path: Path) -> None:
