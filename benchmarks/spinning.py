@@ -3,7 +3,7 @@
     python benchmarks/spinning.py
 
 times the same steps in processes that differ in how threads of OpenMP and ONNX Runtime wait, and in whether glibc keeps
-freed memory, as docs/recovery.md advises. About three minutes.
+freed memory, as docs/recovery.md advises. About two minutes.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ PROVIDERS = {
 ADVICE = {
     "No Op registered|not a registered": "take that operator out, or give its body as a local function of the model.",
     "Could not find an implementation": "there is no kernel for the type that it computes in; convert it to float32.",
-    "opset|IR version": "export it at an older opset, or install a newer ONNX Runtime.",
-    "protobuf": "the file was cut off or is no ONNX model; get it anew.",
+    r"Opset \d+ is under development|IR version": "export it at an older opset, or install a newer ONNX Runtime.",
+    "[Pp]rotobuf parsing": "the file was cut off or is no ONNX model; get it anew.",
     "": "onnx.checker.check_model says more.",
 }
 """What to do about a model that ONNX Runtime refuses, by what it says; the first that fits counts."""

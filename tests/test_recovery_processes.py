@@ -79,9 +79,9 @@ def test_killed_at_any_step_and_resumed_it_ends_the_same(mlp_model: Path, train_
 
 @pytest.mark.parametrize("fsdp", [False, True])
 def test_two_processes_train_as_one(fsdp: bool, mlp_model: Path, train_data: Path, tmp_path: Path) -> None:
-    """The same loss at every step to 1e-5, the same weights to a hundredth of the rate; the last batch is odd.
+    """The same loss at every step to 1e-5, all weights to 2e-5 of the way they went; the last batch is odd.
 
-    AdamW moves a weight by about the rate however small its gradient is, so rounding of tiny ones shows in weights.
+    AdamW moves a weight by about the rate however small its gradient is, so rounding of tiny ones shows in a few.
     """
     with np.load(train_data) as file:
         np.savez(tmp_path / "d.npz", **{name: file[name][:451] for name in file.files})
@@ -111,8 +111,27 @@ def test_two_processes_train_as_one(fsdp: bool, mlp_model: Path, train_data: Pat
     np.testing.assert_allclose(curves[1], curves[0], rtol=1e-5)
     first, second = (load(path).constants for path in (one, two))
     for name, array in first.items():
-        np.testing.assert_allclose(second[name], array, atol=1e-4)
+        assert np.linalg.norm(second[name] - array) <= 2e-5 * np.linalg.norm(array - before[name])
     assert any(abs(array - before[name]).max() > 1e-2 for name, array in first.items())
+
+
+def test_convolutions_are_shared_too(conv_model: Path, train_data: Path, tmp_path: Path) -> None:
+    """fully_shard refuses weights in channels-last order, in which convolutions train otherwise."""
+    with np.load(train_data) as file:
+        np.savez(tmp_path / "d.npz", **{name: file[name][:180] for name in file.files})
+    common = ("recover", conv_model, "--data", tmp_path / "d.npz", "--label-weight", 1, "--freeze-batchnorm")
+    common += ("--batch", 60, "--epochs", 1, "--device", "cpu", "--rate", 0.01)
+    assert run(*common, "-o", tmp_path / "one.onnx", "--losses", tmp_path / "one.jsonl").exit_code == 0
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "onnxprune")
+    process = start(*torchrun, *common, "--fsdp", "-o", tmp_path / "two.onnx", "--losses", tmp_path / "two.jsonl")
+    said = process.communicate(timeout=300)[0].decode()
+    assert process.returncode == 0, said
+    one, two = (
+        [json.loads(line)["loss"] for line in (tmp_path / name).read_text().splitlines()]
+        for name in ("one.jsonl", "two.jsonl")
+    )
+    assert len(one) == 3
+    np.testing.assert_allclose(two, one, rtol=5e-5)
 
 
 def test_sharing_needs_several_processes(mlp_model: Path, train_data: Path, tmp_path: Path) -> None:

@@ -74,7 +74,8 @@ class Loop:
         self.device = torch.device(processes.device)
         self.half = _half(setting.execution.precision, self.device)
         self.module = setting.student.module.to(self.device)
-        self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster convolutions
+        if not setting.execution.fsdp:  # fully_shard takes contiguous weights alone
+            self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster convolutions
         outputs = len(setting.student.graph.outputs)
         self.wrapped = processes.wrap(self.module, fsdp=setting.execution.fsdp, several_outputs=outputs > 1)
         self.called: Any = self.wrapped

@@ -20,6 +20,7 @@ from onnxprune.files import replacing
 from onnxprune.graph import Graph
 from onnxprune.records import KeptIndices, Plan
 from onnxprune.recovery.options import Arrays, Progress
+from onnxprune.recovery.parallel import is_writer
 from onnxprune.recovery.samples import Samples
 from onnxprune.runtime import Session
 
@@ -94,7 +95,8 @@ def find_hidden(student: Graph, original: Graph, plan: Plan | None, feeds: Array
         )
     best = plan is not None or len(found) == len(names)
     advice = "" if best else "; for the others, which are narrower, give the --plan that prune wrote"
-    log.info("compares %d of %d hidden states%s", len(found), len(names), advice)
+    if is_writer():
+        log.info("compares %d of %d hidden states%s", len(found), len(names), advice)
     return tuple(found)
 
 

@@ -2,7 +2,7 @@
 
 Why threads wait passively: PyTorch's and ONNX Runtime's threads share the cores, and threads of one that spin while the
 other works cost more than they gain. A step of a ResNet-20 with its teacher took 0.62 s instead of 0.90 s on two cores
-beside a busy process, and no longer than before on idle ones (benchmarks/spinning.py).
+beside a busy process, and as long on idle ones (benchmarks/spinning.py).
 """
 
 from __future__ import annotations
