@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+import onnxprune
 from reference import file
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32).reshape(1, 3, 1, 1)
@@ -50,6 +51,19 @@ def _read(path: Path, count: int | None) -> tuple[np.ndarray, np.ndarray]:
     pixels = planes[1:, 1:].copy()
     pixels[:, :, 1:] += pixels[:, :, :1]
     return pixels[:, :, [1, 0, 2]].transpose(3, 2, 0, 1).astype(np.uint8), labels
+
+
+def pruned(
+    original: onnxprune.Graph, macs: float, criterion: str = "variance", round_to: int | None = None
+) -> onnxprune.Pruned:
+    """A network with this share of its multiply-accumulates, refit, from 1,024 training images."""
+    return onnxprune.prune(
+        original,
+        onnxprune.Budget("macs", macs),
+        images("train_0", count=1024),
+        ranking=onnxprune.Ranking(criterion),
+        method=onnxprune.Method(refit=True, latency=False, limits=onnxprune.Limits(round_to=round_to)),
+    )
 
 
 def augment(arrays: dict[str, np.ndarray], generator: np.random.Generator) -> dict[str, np.ndarray]:

@@ -25,13 +25,7 @@ def main() -> None:
     original = onnxprune.load(cifar10.model("resnet56_cifar10_bn"))
     test = cifar10.images("test")
     train = cifar10.images(*(f"train_{i}" for i in range(5)), count=IMAGES // 5)
-    pruned = onnxprune.prune(
-        original,
-        onnxprune.Budget("macs", 0.476),
-        cifar10.images("train_0", count=1024),
-        ranking=onnxprune.Ranking("variance"),
-        method=onnxprune.Method(refit=True, latency=False, limits=onnxprune.Limits(round_to=8)),
-    )
+    pruned = cifar10.pruned(original, 0.476, round_to=8)
     rows, spans = [["--match-hidden", "top-1", "time"]], []
     for weight in options.weight or (0, 10, 50, 250, 1000):
         training = onnxprune.Training(epochs=1, label_weight=0.3, match_hidden=weight, optimizer="sgd", decay=5e-4)

@@ -38,14 +38,8 @@ def main() -> None:
     run = "resnet56.py" + "".join(given)
     CACHE.mkdir(parents=True, exist_ok=True)
     original = onnxprune.load(cifar10.model("resnet56_cifar10_bn"))
-    calibration, test = cifar10.images("train_0", count=1024), cifar10.images("test")
-    pruned = onnxprune.prune(
-        original,
-        onnxprune.Budget("macs", options.macs),
-        calibration,
-        ranking=onnxprune.Ranking(options.criterion),
-        method=onnxprune.Method(refit=True, latency=False, limits=onnxprune.Limits(round_to=options.round_to)),
-    )
+    test = cifar10.images("test")
+    pruned = cifar10.pruned(original, options.macs, options.criterion, options.round_to)
     training = onnxprune.Training(
         epochs=options.epochs,
         label_weight=0.3,

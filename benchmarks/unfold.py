@@ -29,13 +29,7 @@ def main() -> None:
     original = onnxprune.load(cifar10.model(options.model))
     test = cifar10.images("test")
     train = cifar10.images(*(f"train_{i}" for i in range(5)), count=-(-options.images // 5))
-    pruned = onnxprune.prune(
-        original,
-        onnxprune.Budget("macs", options.macs),
-        cifar10.images("train_0", count=1024),
-        ranking=onnxprune.Ranking("variance"),
-        method=onnxprune.Method(refit=True, latency=False),
-    ).graph
+    pruned = cifar10.pruned(original, options.macs).graph
     rows = [["peak rate", "as it is", "unfolded"]]
     for rate in options.rate or (3e-4, 1e-3, 3e-3):
         cells = []
