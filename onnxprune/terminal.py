@@ -154,7 +154,7 @@ recovery_options = options(
     click.option("--temperature", default=4.0, show_default=True, help="Of kl."),
     click.option("--match-hidden", default=0.0, metavar="WEIGHT", help="Learn hidden states too, with this weight."),
     click.option("--plan", type=click.Path(path_type=Path), help="What was pruned: narrower states are matched too."),
-    click.option("--augment", help="script.py[:function], default augment(arrays, generator) -> arrays."),
+    click.option("--augment", help="script.py[:function], default augment(arrays, generator[, labels])."),
     click.option("--epochs", default=3, show_default=True),
     click.option("--batch", default=128, show_default=True, help="Samples in a step, over all processes."),
     click.option("--accumulate", default=1, show_default=True, help="Compute a step in so many parts, for memory."),

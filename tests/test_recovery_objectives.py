@@ -124,6 +124,19 @@ def test_a_script_may_say_the_loss(tmp_path: Path) -> None:
     assert evaluate(final, DATA | {"labels": 1 - labels})[0] > 0.85
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("1 // 0", r"the loss .*script\.py fails: ZeroDivisionError: "),
+        ("outputs[0]", r"the loss .*script\.py gives no tensor of one number; let it return one"),
+    ],
+)
+def test_a_script_that_says_no_loss(tmp_path: Path, line: str, message: str) -> None:
+    path = script(tmp_path, f"def loss(outputs, labels):\n    return {line}\n")
+    with pytest.raises(DataError, match=message):
+        recover(network(), DATA | {"labels": classes(TEACHER)}, training=Training(label_weight=1, task=path))
+
+
 def test_labels_that_do_not_fit() -> None:
     for task, shape, wanted in (
         ("cross-entropy", (96, 3), "one class for each row or position"),

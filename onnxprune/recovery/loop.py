@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from onnxprune.errors import BridgeError, PlanError
+from onnxprune.recovery.augmentation import Augmentation
 from onnxprune.recovery.checkpoint import Checkpoint, Log
 from onnxprune.recovery.evaluation import Evaluator
 from onnxprune.recovery.losses import Objective, labels_that_count
-from onnxprune.recovery.options import Arrays, Augment, Execution, Progress, Training
+from onnxprune.recovery.options import Arrays, Execution, Progress, Training
 from onnxprune.recovery.parallel import Processes, waits_for_gradients
 from onnxprune.recovery.samples import Samples, Schedule
 from onnxprune.recovery.student import Student
@@ -40,7 +41,7 @@ class Setting:
         training: how.
         execution: where.
         processes: this one and the others.
-        augment: changes the inputs of each step.
+        augmentation: changes the samples of each step.
         progress: called after each step.
     """
 
@@ -52,7 +53,7 @@ class Setting:
     training: Training
     execution: Execution
     processes: Processes
-    augment: Augment | None
+    augmentation: Augmentation | None
     progress: Progress
 
 
@@ -158,12 +159,12 @@ class Loop:
         total = torch.zeros((), device=self.device)
         parts = list(self._parts(rows))
         for i, (number, part, weight) in enumerate(parts):
-            arrays = {name: array[part] for name, array in self.s.samples.inputs.items()}
-            if self.s.augment:
+            arrays, labels = self.s.samples.take(part)
+            if self.s.augmentation:
                 generator = np.random.default_rng([self.s.training.seed, epoch, step, number])
-                arrays = {n: np.ascontiguousarray(a) for n, a in self.s.augment(arrays, generator).items()}
+                arrays, labels = self.s.augmentation(arrays, labels, generator)
             with waits_for_gradients(self.wrapped, last=i == len(parts) - 1):
-                loss = weight * self._loss(part, arrays)
+                loss = weight * self._loss(part, arrays, labels)
                 torch.autograd.backward(self.s.processes.count * loss)  # gradients are averaged over the processes
             total += loss.detach()
         torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.s.training.clip)
@@ -176,15 +177,13 @@ class Loop:
             raise BridgeError("training diverged: the loss is not finite; lower --rate.")
         return value
 
-    def _loss(self, rows: np.ndarray, arrays: Arrays) -> torch.Tensor:
+    def _loss(self, rows: np.ndarray, arrays: Arrays, labels: np.ndarray | None) -> torch.Tensor:
         """The mean loss of some samples."""
         targets: list[torch.Tensor] = []
         if self.s.teacher and self.s.objective.learns:
             targets = [tensor_of(target).to(self.device) for target in self.s.teacher.targets(rows, arrays)]
-        labels = None
-        if self.s.samples.labels is not None:
-            labels = torch.tensor(self.s.samples.labels[rows], device=self.device)
-        return self.s.objective(self._forward(arrays), targets, labels, self.counted)
+        known = None if labels is None else torch.tensor(labels, device=self.device)
+        return self.s.objective(self._forward(arrays), targets, known, self.counted)
 
     def _forward(self, arrays: Arrays) -> tuple[torch.Tensor, ...]:
         inputs = self.s.student.arguments(arrays, self.device)

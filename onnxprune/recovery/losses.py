@@ -150,7 +150,7 @@ class Objective:
         from torch.nn import functional
 
         if self.script is not None:
-            return self.script(list(outputs), labels)
+            return self._scripted(self.script, outputs, labels)
         output = outputs[0].float()
         if self.training.task == "mse":
             if labels.numel() != output.numel():
@@ -167,6 +167,20 @@ class Objective:
         elif labels.shape != (logits.shape[0], *logits.shape[2:]):
             raise _unfit(labels, output, "one class for each row or position")
         return functional.cross_entropy(logits, labels.long(), ignore_index=IGNORED, reduction="sum") / total
+
+    def _scripted(
+        self, script: Callable[..., Any], outputs: Sequence[torch.Tensor], labels: torch.Tensor
+    ) -> torch.Tensor:
+        """The loss of labels that a script computes."""
+        import torch
+
+        try:
+            loss = script(list(outputs), labels)
+        except Exception as error:  # whatever a script raises
+            raise DataError(f"the loss {self.training.task} fails: {type(error).__name__}: {error}") from error
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+            raise DataError(f"the loss {self.training.task} gives no tensor of one number; let it return one.")
+        return loss
 
 
 def _total(counts: torch.Tensor, counted: float | None) -> float:

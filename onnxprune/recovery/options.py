@@ -13,7 +13,8 @@ from onnxprune.data import load_function
 from onnxprune.errors import PlanError
 
 Arrays = dict[str, np.ndarray]
-Augment = Callable[[Arrays, np.random.Generator], Arrays]
+Augment = Callable[..., Any]
+"""`(arrays by input, generator) -> arrays`, or with a third parameter `labels`, and then also `-> (arrays, labels)`."""
 Progress = Callable[[str, int, int, str], None]
 """Called with the stage, what is done of it, how much there is, and what was measured last, in words."""
 

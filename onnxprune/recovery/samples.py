@@ -39,6 +39,11 @@ class Samples:
         rows = np.arange(self.fixed or min(count, len(self))) % len(self)
         return {name: array[rows] for name, array in self.inputs.items()}
 
+    def take(self, rows: np.ndarray) -> tuple[Arrays, np.ndarray | None]:
+        """Some samples and their labels."""
+        arrays = {name: array[rows] for name, array in self.inputs.items()}
+        return arrays, None if self.labels is None else self.labels[rows]
+
     def fingerprint(self) -> str:
         """A hash of all samples and labels."""
         digest = hashlib.blake2b(digest_size=16)

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxprune.data import load_data
-from onnxprune.errors import GoalMissed, PlanError
+from onnxprune.errors import DataError, GoalMissed, PlanError
 from onnxprune.graph import Graph, load
 from onnxprune.records import Plan
+from onnxprune.recovery.augmentation import Augmentation
 from onnxprune.recovery.losses import Objective, known_labels, shape_of
-from onnxprune.recovery.options import Arrays, Augment, Execution, Progress, Training, Watch, from_script
+from onnxprune.recovery.options import Arrays, Augment, Execution, Progress, Training, Watch
 from onnxprune.recovery.parallel import Processes, processes
 from onnxprune.recovery.samples import Samples, plan_epochs, read
 from onnxprune.recovery.teacher import Teacher, check_teacher, find_hidden
@@ -62,7 +63,8 @@ def recover(
         teacher: the original; without it the labels are the only thing to learn from.
         plan: what was removed from it, so that hidden states can be compared that got narrower.
         training: how.
-        augment: `(arrays by input, generator) -> arrays`, or "script.py[:function]" whose default is `augment()`.
+        augment: `(arrays by input, generator) -> arrays`, or "script.py[:function]" whose default is `augment()`; with
+            a third parameter `labels` it gets these too and may return `(arrays, labels)`.
         watch: what to measure after every epoch, and when to stop.
         execution: where, and what is kept on disk.
         progress: called with the stage, steps done, steps in all, and the loss in words.
@@ -93,7 +95,7 @@ def recover(
         tell = progress if progress and joined.rank == 0 else _quiet
         samples = _samples(graph, data, training)
         made = _teacher(graph, original, plan, samples, training, joined) if original is not None else None
-        setting = _setting(graph, made, samples, training, execution, joined, _augmentation(augment), tell)
+        setting = _setting(graph, made, samples, training, execution, joined, augment, tell)
         return _trained(setting, watch)
 
 
@@ -117,10 +119,6 @@ def _teacher(
     return Teacher(original, joined.teacher, hidden)
 
 
-def _augmentation(augment: Augment | str | None) -> Augment | None:
-    return from_script(augment, "augment") if isinstance(augment, str) else augment
-
-
 def _setting(
     graph: Graph,
     teacher: Teacher | None,
@@ -128,7 +126,7 @@ def _setting(
     training: Training,
     execution: Execution,
     joined: Processes,
-    augment: Augment | None,
+    augment: Augment | str | None,
     progress: Progress,
 ) -> Setting:
     """Everything that a training is made of."""
@@ -138,6 +136,9 @@ def _setting(
     from onnxprune.recovery.student import Student
 
     torch.manual_seed(training.seed)
+    augmentation = Augmentation(augment) if augment else None
+    if augmentation and augmentation.labelled and samples.labels is None:
+        raise DataError("--augment takes labels, and there are none; add an array 'labels' to the data.")
     names = [state.name for state in teacher.hidden] if teacher else []
     schedule = plan_epochs(samples, training, joined.count)
     few = training.unfold_batchnorm is None and len(samples) < FEW_SAMPLES * schedule.steps * schedule.parts
@@ -150,15 +151,15 @@ def _setting(
     )
     learns = teacher is not None and training.label_weight < 1
     if teacher and learns:
-        if augment and execution.cache:
+        if augmentation and execution.cache:
             raise PlanError("--cache keeps nothing with --augment: no sample comes twice; leave out one of them.")
-        if not augment and (training.epochs > joined.count or execution.cache):
+        if not augmentation and (training.epochs > joined.count or execution.cache):
             teacher.remember(samples, training.batch, execution.cache, progress)
     first = samples.first(min(SHAPE_SAMPLES, training.batch))
     known = teacher.run(first) if teacher else Session(graph.message(), device="cpu").run(first)
     shape = shape_of(known[: len(graph.outputs)], known[len(graph.outputs) :])
     objective = Objective(training, shape, learns=learns)
-    return Setting(student, samples, teacher, objective, schedule, training, execution, joined, augment, progress)
+    return Setting(student, samples, teacher, objective, schedule, training, execution, joined, augmentation, progress)
 
 
 def _pieces(samples: Samples, count: int) -> list[Arrays]:
@@ -222,6 +223,6 @@ def _identity(setting: Setting, watch: Watch | None) -> dict[str, Any]:
         "processes": setting.processes.count,
         "shared": setting.execution.fsdp,
         "hidden": [state.name for state in setting.teacher.hidden] if setting.teacher else [],
-        "augmented": setting.augment is not None,
+        "augmented": setting.augmentation is not None,
         "precision": setting.execution.precision,
     }
