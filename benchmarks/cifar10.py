@@ -66,7 +66,7 @@ def pruned(
     )
 
 
-def augment(arrays: dict[str, np.ndarray], generator: np.random.Generator) -> dict[str, np.ndarray]:
+def crop(arrays: dict[str, np.ndarray], generator: np.random.Generator) -> dict[str, np.ndarray]:
     """A crop of 32 x 32 after padding by 4 black pixels, and a flip of every second image, as in the training."""
     images = arrays["image"]
     padded = np.broadcast_to(-MEAN / DEVIATION, (len(images), 3, 40, 40)).copy()
@@ -75,3 +75,16 @@ def augment(arrays: dict[str, np.ndarray], generator: np.random.Generator) -> di
     crops = np.lib.stride_tricks.sliding_window_view(padded, (32, 32), (2, 3))[np.arange(len(images)), :, rows, columns]
     flipped = generator.random(len(images)) < 0.5
     return {"image": np.where(flipped[:, None, None, None], crops[..., ::-1], crops)}
+
+
+def cutmix(arrays: dict[str, np.ndarray], generator: np.random.Generator) -> dict[str, np.ndarray]:
+    """`crop`, and then a rectangle of each image comes from another one of the batch: CutMix (arXiv 1905.04899).
+
+    The rectangle has up to half of the area, so the larger part of an image is still what its label says.
+    """
+    images = crop(arrays, generator)["image"]
+    sides = 32 * np.sqrt(generator.uniform(0, 0.5, len(images)))
+    centres = generator.uniform(0, 32, (2, len(images)))
+    rows, columns = (abs(np.arange(32) + 0.5 - centre[:, None]) < sides[:, None] / 2 for centre in centres)
+    inside = (rows[:, :, None] & columns[:, None])[:, None]
+    return {"image": np.where(inside, images[generator.permutation(len(images))], images)}

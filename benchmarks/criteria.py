@@ -46,7 +46,7 @@ def main() -> None:
                         {"image": training_data["image"]},
                         teacher=original,
                         training=onnxprune.Training(epochs=3),
-                        augment=cifar10.augment,
+                        augment=cifar10.crop,
                     )
                     recovered.append(_percent(onnxprune.evaluate(final, test)[0]))
                 print(criterion, reverse, refit, cells[-1], *recovered[-1:], flush=True)

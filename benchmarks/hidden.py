@@ -31,7 +31,7 @@ def main() -> None:
         training = onnxprune.Training(epochs=1, label_weight=0.3, match_hidden=weight, optimizer="sgd", decay=5e-4)
         start = time.perf_counter()
         final = onnxprune.recover(
-            pruned.graph, train, teacher=original, plan=pruned.plan, training=training, augment=cifar10.augment
+            pruned.graph, train, teacher=original, plan=pruned.plan, training=training, augment=cifar10.crop
         )
         spans.append(time.perf_counter() - start)
         rows.append(

@@ -31,6 +31,8 @@ def main() -> None:
     parser.add_argument("--round-to", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--match-hidden", type=int, default=0)
+    parser.add_argument("--label-weight", type=float, default=0.1)
+    parser.add_argument("--augment", choices=("crop", "cutmix"), default="cutmix", help="a function of cifar10.py")
     parser.add_argument("--optimizer", choices=("adamw", "sgd"), default="sgd")
     parser.add_argument("--decay", type=float, default=5e-4)
     options = parser.parse_args()
@@ -42,7 +44,7 @@ def main() -> None:
     pruned = cifar10.pruned(original, options.macs, options.criterion, options.round_to)
     training = onnxprune.Training(
         epochs=options.epochs,
-        label_weight=0.3,
+        label_weight=options.label_weight,
         match_hidden=options.match_hidden,
         optimizer=options.optimizer,
         decay=options.decay,
@@ -55,7 +57,7 @@ def main() -> None:
         teacher=original,
         plan=pruned.plan,
         training=training,
-        augment=cifar10.augment,
+        augment=getattr(cifar10, options.augment),
         execution=execution,
     )
     final.save(CACHE / f"{run}.onnx")
@@ -78,11 +80,12 @@ def main() -> None:
     hidden = f", `--match-hidden {options.match_hidden}`" if options.match_hidden else ""
     publish(
         run,
-        f"## ResNet-56 at {options.macs} of its MACs, widths in steps of {options.round_to}, {options.epochs} epochs",
+        f"## ResNet-56 at {options.macs} of its multiply-accumulates: `{run}`",
         f"`prune --macs {options.macs} --criterion {options.criterion} --refit --round-to {options.round_to}`, 1,024 "
         f"calibration images; then `recover` on the 50,000 training images, {options.epochs} epochs of "
-        f"{options.optimizer} (decay {options.decay:g}), distillation 0.7 and labels 0.3{hidden}. Latency: ONNX "
-        "Runtime, one thread, original and result in turns, median of the ratios.",
+        f"{options.optimizer} (decay {options.decay:g}), distillation {1 - options.label_weight:g} and labels "
+        f"{options.label_weight:g}{hidden}, augmentation `{options.augment}`. Latency: ONNX Runtime, one thread, "
+        "original and result in turns, median of the ratios.",
         table(rows),
     )
 

@@ -35,7 +35,7 @@ def main() -> None:
         cells = []
         for unfolded in (False, True):
             training = onnxprune.Training(epochs=options.epochs, rate=rate, label_weight=0.3, unfold_batchnorm=unfolded)
-            final = onnxprune.recover(pruned, train, teacher=original, training=training, augment=cifar10.augment)
+            final = onnxprune.recover(pruned, train, teacher=original, training=training, augment=cifar10.crop)
             cells.append(f"{100 * onnxprune.evaluate(final, test)[0]:.2f} %")
             print(rate, unfolded, cells[-1], flush=True)
         rows.append([f"{rate:g}", *cells])
