@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.errors import DataError
+from onnxprune.errors import DataError, blames
 from onnxprune.observation import DTYPES, sizes_to_try, synthetic
 from onnxprune.records import Batch
 from onnxprune.runtime import Session
@@ -294,10 +294,8 @@ def load_function(path: Path, name: str) -> Callable[..., Any]:
     if not path.is_file() or spec is None or spec.loader is None:
         raise DataError(f"there is no script {path}.")
     module = importlib.util.module_from_spec(spec)
-    try:
+    with blames(f"the script {path}"):
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise DataError(f"the script {path} fails: {type(error).__name__}: {error}") from error
     if not callable(getattr(module, name, None)):
         raise DataError(f"the script {path} has no function {name}(); write one, or name another as {path}:function.")
     return getattr(module, name)

@@ -14,6 +14,8 @@ OnnxPruneError            exit code 1; the message says what was seen, what is n
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -65,3 +67,21 @@ class NothingToPrune(OnnxPruneError):
     """No group of the model may lose a unit."""
 
     exit_code = 4
+
+
+@contextmanager
+def blames(what: str) -> Iterator[None]:
+    """Makes one error of whatever the user's own code, which runs inside, may raise.
+
+    Args:
+        what: names that code, such as "the script augment.py".
+
+    Raises:
+        DataError: it fails.
+    """
+    try:
+        yield
+    except OnnxPruneError:
+        raise
+    except Exception as error:
+        raise DataError(f"{what} fails: {type(error).__name__}: {error}") from error

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from onnxprune.errors import DataError
+from onnxprune.errors import DataError, blames
 from onnxprune.recovery.options import Arrays, Augment, from_script
 
 
@@ -42,12 +42,10 @@ class Augmentation:
         Raises:
             DataError: the function fails, or gives what does not fit.
         """
-        try:
+        with blames("--augment"):
             changed = self._function(dict(arrays), generator, **({"labels": labels} if self.labelled else {}))
-        except Exception as error:  # whatever a script raises
-            raise DataError(f"--augment fails: {type(error).__name__}: {error}") from error
         if self.labelled and isinstance(changed, tuple) and len(changed) == 2:
-            changed, labels = changed[0], _of(len(next(iter(arrays.values()))), "labels", np.asarray(changed[1]))
+            changed, labels = changed[0], _as_many(len(next(iter(arrays.values()))), "labels", np.asarray(changed[1]))
         if not isinstance(changed, Mapping):
             wanted = "arrays by input" + (", or (arrays, labels)" if self.labelled else "")
             raise DataError(f"--augment gives a {type(changed).__name__}; let it return {wanted}.")
@@ -58,13 +56,13 @@ def _input(name: str, old: np.ndarray, changed: Mapping[str, np.ndarray]) -> np.
     """A changed input, in its type."""
     if name not in changed:
         raise DataError(f"--augment gives no array for the input '{name}'; let it return all inputs.")
-    new = _of(len(old), f"'{name}'", np.asarray(changed[name]))
+    new = _as_many(len(old), f"'{name}'", np.asarray(changed[name]))
     if not np.can_cast(new.dtype, old.dtype, "same_kind"):
         raise DataError(f"--augment gives '{name}' as {new.dtype}, the model wants {old.dtype}; convert it.")
     return new.astype(old.dtype, copy=False)
 
 
-def _of(count: int, what: str, array: np.ndarray) -> np.ndarray:
+def _as_many(count: int, what: str, array: np.ndarray) -> np.ndarray:
     """An array of so many samples, in one piece."""
     if array.shape[:1] != (count,):
         raise DataError(f"--augment gives {what} of shape {array.shape} for {count} samples; keep their number.")

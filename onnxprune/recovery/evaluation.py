@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.data import Data
-from onnxprune.errors import DataError, OnnxPruneError
+from onnxprune.errors import DataError, blames
 from onnxprune.recovery.options import Arrays, Watch, from_script, is_script
 
 Run = Callable[[Arrays], list[np.ndarray]]
@@ -78,13 +78,8 @@ class Evaluator:
     def _scripted(self, run: Run) -> float:
         assert self._script is not None
         batches = (({n: a[:real] for n, a in feeds.items()}, labels) for feeds, labels, real in self._batches())
-        try:
-            value = self._script(lambda feeds: run(feeds)[: self._outputs], batches)
-            return float(value)
-        except OnnxPruneError:
-            raise
-        except Exception as error:
-            raise DataError(f"the metric {self.metric} fails: {type(error).__name__}: {error}") from error
+        with blames(f"the metric {self.metric}"):
+            return float(self._script(lambda feeds: run(feeds)[: self._outputs], batches))
 
     def _batches(self) -> Iterator[tuple[Arrays, Any, int]]:
         for batch in self.data.batches():

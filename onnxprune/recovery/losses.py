@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxprune.errors import BridgeError, DataError
+from onnxprune.errors import BridgeError, DataError, blames
 from onnxprune.recovery.options import Arrays, Training, from_script, is_script
 
 if TYPE_CHECKING:
@@ -174,10 +174,8 @@ class Objective:
         """The loss of labels that a script computes."""
         import torch
 
-        try:
+        with blames(f"the loss {self.training.task}"):
             loss = script(list(outputs), labels)
-        except Exception as error:  # whatever a script raises
-            raise DataError(f"the loss {self.training.task} fails: {type(error).__name__}: {error}") from error
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
             raise DataError(f"the loss {self.training.task} gives no tensor of one number; let it return one.")
         return loss

@@ -37,7 +37,7 @@ class Samples:
     def first(self, count: int) -> Arrays:
         """The first samples, as many as the model takes in a run where it fixes that."""
         rows = np.arange(self.fixed or min(count, len(self))) % len(self)
-        return {name: array[rows] for name, array in self.inputs.items()}
+        return self.take(rows)[0]
 
     def take(self, rows: np.ndarray) -> tuple[Arrays, np.ndarray | None]:
         """Some samples and their labels."""
