@@ -275,13 +275,14 @@ def _labelled(arrays: dict[str, np.ndarray], inputs: tuple[Input, ...]) -> Chunk
 
 def _script(path: Path, function: str, inputs: tuple[Input, ...]) -> Iterator[Chunk]:
     """Runs a function of a script; it may give dicts, (inputs, labels), a DataLoader, or an object with get_next()."""
-    found = load_function(path, function)()
-    if hasattr(found, "get_next"):
-        found = iter(found.get_next, None)
-    if isinstance(found, Mapping):
-        found = [found]
-    for item in found:
-        yield _item(item, inputs)
+    with blames(f"the script {path}"):
+        found = load_function(path, function)()
+        if hasattr(found, "get_next"):
+            found = iter(found.get_next, None)
+        if isinstance(found, Mapping):
+            found = [found]
+        for item in found:
+            yield _item(item, inputs)
 
 
 def load_function(path: Path, name: str) -> Callable[..., Any]:

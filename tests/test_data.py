@@ -127,6 +127,9 @@ def test_other_functions_of_scripts(tmp_path: Path) -> None:
     assert len(all_rows(load_data(f"{script}:mine", session()))[0]) == 4
     with pytest.raises(DataError, match=r"has no function load_data\(\); write one, or name another as .*:function"):
         all_rows(load_data(script, session()))
+    script.write_text("import numpy as np\ndef load_data():\n    yield {'x0': np.zeros((4, 3), np.float32)}\n    1 / 0")
+    with pytest.raises(DataError, match=r"the script .*data\.py fails: ZeroDivisionError: "):
+        all_rows(load_data(script, session()))
     script.write_text("1 / 0")
     with pytest.raises(DataError, match="fails: ZeroDivisionError"):
         all_rows(load_data(script, session()))
