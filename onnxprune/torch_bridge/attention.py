@@ -44,18 +44,33 @@ def _added(keep: Tensor, like: Tensor, value: float) -> Tensor:
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, *, cap: float = 0.0, mode: int | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    *,
+    cap: float = 0.0,
+    sink: Tensor | None = None,
+    mode: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention of grouped heads, and where `mode` is given the scores: 0 raw, 1 capped, 2 masked, 3 after softmax."""
+    """Attention of grouped heads, and where `mode` is given the scores: 0 raw, 1 capped, 2 masked, 3 after softmax.
+
+    A sink is a score [h] of a key without a value: what it draws is lost.
+    """
     group = q.shape[1] // k.shape[1]
     if group > 1:
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    if mode is None and not cap:
+    if mode is None and not cap and sink is None:
         return F.scaled_dot_product_attention(q, k, v, bias, scale=scale), None
     raw = scale * q @ k.transpose(2, 3)
     capped = cap * torch.tanh(raw / cap) if cap else raw
     masked = capped if bias is None else capped + bias
-    weights = torch.softmax(masked, -1)
+    if sink is None:
+        weights = torch.softmax(masked, -1)
+    else:
+        drawn = sink.reshape(-1, 1, 1).expand(*masked.shape[:-1], 1)
+        weights = torch.softmax(torch.cat([masked, drawn], -1), -1)[..., :-1]
     return weights @ v, None if mode is None else (raw, capped, masked, weights)[mode]
 
 
@@ -191,7 +206,7 @@ def multi_head_attention(
 
 
 def _special(attrs: dict[str, Any]) -> str | None:
-    names = "kv_cache_bit_width", "qk_output", "sliding_window_cache", "smooth_softmax"
+    names = "kv_cache_bit_width", "qk_output", "sliding_window_cache"
     return next((name for name in names if attrs.get(name, 0) > 0), None)
 
 
@@ -208,6 +223,7 @@ def group_query_attention(
     sin_cache: Tensor | None = None,
     position_ids: Tensor | None = None,
     attention_bias: Summand | None = None,
+    head_sink: Weight | None = None,
     *,
     kv_num_heads: int,
     num_heads: int,
@@ -248,7 +264,8 @@ def group_query_attention(
     added = _added(keep, q, -math.inf)
     if attention_bias is not None:
         added = added + F.pad(attention_bias, (0, k.shape[2] - attention_bias.shape[-1]))
-    y, _ = _attend(q, k, v, added, scale or q.shape[3] ** -0.5, cap=softcap)
+    sink = q.new_zeros(num_heads) if smooth_softmax and head_sink is None else head_sink
+    y, _ = _attend(q, k, v, added, scale or q.shape[3] ** -0.5, cap=softcap, sink=sink)
     return (_flat(y), k, v)[:outputs]
 
 

@@ -76,6 +76,7 @@ class Operator:
         function: computes it.
         since: the first opset it holds for.
         roles: how each input is bound; the last one holds for all that follow.
+        most: the most inputs it takes, None where any number will do.
         keywords: the attributes and flags it knows.
         several: whether the function returns a tuple.
         sizes: whether the result is made of the sizes of its input, and therefore lives on the CPU.
@@ -85,6 +86,7 @@ class Operator:
     function: Callable[..., Any]
     since: int
     roles: tuple[Role, ...]
+    most: int | None
     keywords: frozenset[str]
     several: bool
     sizes: bool
@@ -121,12 +123,12 @@ def operator(
     """
 
     def register(function: F) -> F:
-        roles, keywords, several = _signature(function)
+        roles, most, keywords, several = _signature(function)
         for op in ops:
             entries = _REGISTRY.setdefault((domain, op), [])
             if any(entry.since == since for entry in entries):
                 raise ValueError(f"{op} has two PyTorch forms for opset {since}")
-            entries.append(Operator(function, since, roles, keywords, several, sizes, lacks))
+            entries.append(Operator(function, since, roles, most, keywords, several, sizes, lacks))
             entries.sort(key=lambda entry: -entry.since)
         return function
 
@@ -144,20 +146,22 @@ def registered() -> Iterator[tuple[str, str, int]]:
     yield from sorted((domain, op, entry.since) for (domain, op), entries in _REGISTRY.items() for entry in entries)
 
 
-def _signature(function: Callable[..., Any]) -> tuple[tuple[Role, ...], frozenset[str], bool]:
-    """Roles of the inputs, names of the keywords, and whether the function returns a tuple."""
+def _signature(function: Callable[..., Any]) -> tuple[tuple[Role, ...], int | None, frozenset[str], bool]:
+    """Roles of the inputs, how many there may be, names of the keywords, and whether the function returns a tuple."""
     try:
         signature = inspect.signature(function, eval_str=True)
     except ValueError:  # torch's own functions have no signature: tensors in, a tensor out
-        return (Role.TENSOR,), frozenset(), False
-    roles, keywords = [], []
+        return (Role.TENSOR,), None, frozenset(), False
+    roles, keywords, several_inputs = [], [], False
     for parameter in signature.parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY:
             keywords.append(parameter.name)
         else:
             roles.append(_role(parameter.annotation))
+            several_inputs |= parameter.kind is parameter.VAR_POSITIONAL
     several = get_origin(signature.return_annotation) is tuple
-    return tuple(roles) or (Role.TENSOR,), frozenset(keywords), several
+    most = None if several_inputs else len(roles)
+    return tuple(roles) or (Role.TENSOR,), most, frozenset(keywords), several
 
 
 def _role(annotation: Any) -> Role:

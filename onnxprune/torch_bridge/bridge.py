@@ -13,7 +13,7 @@ from onnxprune.errors import BridgeError
 from onnxprune.graph import Graph
 from onnxprune.torch_bridge.arrays import inputs_of
 from onnxprune.torch_bridge.assembly import Assembly, label
-from onnxprune.torch_bridge.base import FLAGS, find_operator
+from onnxprune.torch_bridge.base import FLAGS, Operator, find_operator
 from onnxprune.torch_bridge.export import META
 from onnxprune.torch_bridge.parity import check as check_module
 from onnxprune.torch_bridge.parity import device_of
@@ -66,7 +66,7 @@ def missing_operators(graph: Graph) -> dict[str, list[str]]:
     """The operators of a model that the bridge lacks, and the names of the nodes that need them.
 
     Operators of other domains than ONNX's own are written domain.operator; an operator that is known, but not with
-    the attributes of a node, is followed by what is not known.
+    the attributes or so many inputs as a node has, is followed by what is not known.
     """
     missing: dict[str, list[str]] = {}
     for node in _nodes(graph.gs):
@@ -76,12 +76,20 @@ def missing_operators(graph: Graph) -> dict[str, list[str]]:
         if operator is None:
             missing.setdefault(name, []).append(label(node))
             continue
-        attributes = {key: value for key, value in node.attrs.items() if not hasattr(value, "nodes")}
-        unknown = sorted(node.attrs.keys() - (operator.keywords - FLAGS))
-        reason = f"attribute {unknown[0]}" if unknown else operator.lacks and operator.lacks(attributes)
-        if reason:
+        if reason := _unserved(node, operator):
             missing.setdefault(f"{name} with {reason}", []).append(label(node))
     return missing
+
+
+def _unserved(node: gs.Node, operator: Operator) -> str | None:
+    """What of a node its operator cannot serve, None where it can."""
+    if unknown := sorted(node.attrs.keys() - (operator.keywords - FLAGS)):
+        return f"attribute {unknown[0]}"
+    given = max((i for i, tensor in enumerate(node.inputs, 1) if tensor.name), default=0)
+    if operator.most is not None and given > operator.most:
+        return f"more than {operator.most} inputs"
+    attributes = {key: value for key, value in node.attrs.items() if not hasattr(value, "nodes")}
+    return operator.lacks(attributes) if operator.lacks else None
 
 
 def untouched_parameters(module: fx.GraphModule, feeds: Mapping[str, np.ndarray]) -> list[str]:

@@ -167,7 +167,7 @@ def multi_head_attention_crossed(draw: Draw) -> tuple[Net, list[int]]:
 
 @case("com.microsoft:GroupQueryAttention")
 def group_query_attention(draw: Draw) -> tuple[Net, list[int]]:
-    """Key-value heads and the query heads that share one; packed or apart, rotated or not."""
+    """Key-value heads and the query heads that share one; packed or apart, rotated or not, with a sink or without."""
     net, x = tokens(draw)
     k, g, packed, rotated = size(draw, 2, 4), size(draw, 1, 4), draw(st.booleans()), draw(st.booleans())
     d = 16 if rotated else 8  # ONNX Runtime wants multiples of these
@@ -175,9 +175,11 @@ def group_query_attention(draw: Draw) -> tuple[Net, list[int]]:
     weights = [net.op("MatMul", x, net.weight(8, n)) for n in ([sum(widths)] if packed else widths)]
     weights += ["", ""] if packed else []
     lengths = net.constant(np.full(2, 2, np.int32)), net.constant(np.array(3, np.int32))
-    tables = [net.weight(5, d // 2), net.weight(5, d // 2)] if rotated else []
+    tables = [net.weight(5, d // 2), net.weight(5, d // 2)] if rotated else ["", ""]
+    sink = ["", "", net.weight(k * g)] if draw(st.booleans()) else []
     attrs = {"num_heads": k * g, "kv_num_heads": k, "do_rotary": int(rotated)}
-    y = net.op("GroupQueryAttention", *weights, "", "", *lengths, *tables, domain="com.microsoft", **attrs, outputs=3)
+    inputs = *weights, "", "", *lengths, *tables, *sink
+    y = net.op("GroupQueryAttention", *inputs, domain="com.microsoft", **attrs, outputs=3)
     return projected(net, y, k * g * d), [k]
 
 

@@ -96,6 +96,15 @@ CASES = [
         *(np.array(5, np.int32), weight(9, 8), weight(9, 8, seed=8)),
         **{"num_heads": 4, "kv_num_heads": 2, "outputs": 3, "do_rotary": 1, "rotary_interleaved": 1, "softcap": 2.0},
     ),
+    microsoft(
+        *("GroupQueryAttention", (2, 3, 64), None, None, None, None, ints(2, 2), np.array(3, np.int32)),
+        *(None, None, None, weight(1, 4, 3, 3), weight(4)),
+        **{"num_heads": 4, "kv_num_heads": 2, "outputs": 1, "softcap": 2.0},
+    ),
+    microsoft(
+        *("GroupQueryAttention", (2, 3, 64), None, None, None, None, ints(2, 2), np.array(3, np.int32)),
+        **{"num_heads": 4, "kv_num_heads": 2, "outputs": 3, "smooth_softmax": 1},
+    ),
     microsoft("RotaryEmbedding", (2, 3, 8), IDS, *ROTARY),
     microsoft("RotaryEmbedding", (2, 3, 10), np.array([1]), *ROTARY, num_heads=2, rotary_embedding_dim=4),
     microsoft("RotaryEmbedding", (2, 2, 3, 4), IDS, *ROTARY, interleaved=1),
@@ -182,7 +191,7 @@ def test_fused_attention_learns_and_goes_back() -> None:
     ("op", "attrs", "reason"),
     [
         ("Attention", {"num_heads": 2, "do_rotary": 1}, "do_rotary"),
-        ("GroupQueryAttention", {"num_heads": 2, "kv_num_heads": 2, "smooth_softmax": 1}, "smooth_softmax"),
+        ("GroupQueryAttention", {"num_heads": 2, "kv_num_heads": 2, "qk_output": 1}, "qk_output"),
     ],
 )
 def test_what_the_bridge_lacks_is_said(op: str, attrs: dict[str, int], reason: str) -> None:
@@ -190,6 +199,15 @@ def test_what_the_bridge_lacks_is_said(op: str, attrs: dict[str, int], reason: s
     x = net.input(*TOKENS)
     graph = net.output(net.op(op, x, x, domain=MICROSOFT, **attrs)).graph()
     assert missing_operators(graph) == {f"com.microsoft.{op} with {reason}": [f"{op.lower()}0_node"]}
+
+
+def test_inputs_that_the_bridge_does_not_know_are_said() -> None:
+    net = Net(microsoft=True)
+    x = net.input(*TOKENS)
+    norms = ["" for _ in range(11)] + [net.weight(8), net.weight(8)]
+    graph = net.output(net.op("GroupQueryAttention", x, x, x, *norms, domain=MICROSOFT, num_heads=1)).graph()
+    reason = "com.microsoft.GroupQueryAttention with more than 12 inputs"
+    assert missing_operators(graph) == {reason: ["groupqueryattention0_node"]}
 
 
 def test_an_unknown_mask_is_refused() -> None:
