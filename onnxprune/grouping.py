@@ -54,6 +54,8 @@ QUANTIZED = {
 }
 """Inputs at which an integer constant is a weight."""
 
+QUERY_HEAD = "query head of each key-value head"
+
 
 def find_units(
     graph: Graph, sample: Feeds | None = None, *, residual: bool = False, allow_io: Collection[str] = ()
@@ -274,14 +276,21 @@ class _Finder:
             return "rotary pair of each head" if paired else "query-key width of each head"
         others = [b if a is members[0] else a for a, b in self.overlaps if members[0] in (a, b)]
         heads = [leaf for leaf in others if self.kinds.get(leaf) == HEAD and self.uses["writes"][leaf]]
-        if kind == HEAD and heads:  # grouped queries: key-value heads are on more weights than what they are shared by
-            fewer = all(len(writers) < len(self.uses["writes"][leaf]) for leaf in heads)
-            return "query head of each key-value head" if fewer else "key-value head"
+        if (
+            kind == HEAD and heads
+        ):  # grouped queries: key-value heads are written in more pieces than what they are shared by
+            fewer = all(self._pieces_written(members[0]) < self._pieces_written(leaf) for leaf in heads)
+            return QUERY_HEAD if fewer else "key-value head"
         if kind == NEURON and heads:
             return "value width of each head"
         if kind == NEURON and all(self._same_stream(w, r) for w in writers for r in readers):
             return "feed-forward unit"
         return kind
+
+    def _pieces_written(self, leaf: Dim) -> int:
+        """In how many pieces of weights a unit is written: queries, keys and values, in three weights or in one."""
+        axes = [self.structure.axes[use.weight][use.axis] for use in self.uses["writes"][leaf]]
+        return sum(leaf in leaves(piece) for axis in axes for piece in pieces(axis))
 
     def _same_stream(self, writer: Weight, reader: Weight) -> bool:
         """Whether a dense layer gives back to the stream that the one before it took from."""
@@ -337,10 +346,10 @@ class _Finder:
                 yield self.structure.axes[name]
 
 
-def _preference(group: Group) -> tuple[bool, bool, int, int]:
-    """Sorts groups that overlap: exact ones, heads, those on more weights before others, then the finer cut."""
-    head = group.kind in ("head", "key-value head", "query head of each key-value head")
-    return not group.exact, not head, -len(group.writers) if head else 0, -group.size
+def _preference(group: Group) -> tuple[bool, bool, bool, int]:
+    """Sorts groups that overlap: exact ones, heads, those with their keys and values before others, the finer cut."""
+    head = group.kind in ("head", "key-value head", QUERY_HEAD)
+    return not group.exact, not head, group.kind == QUERY_HEAD, -group.size
 
 
 def _paired(axis: Layout, leaf: Dim) -> bool:

@@ -26,16 +26,24 @@ from onnxprune.units import Units
 WIDTH, HEADS, ROWS = 6, 3, 4
 
 
-def attention(net: Net, x: str, sizes: str, *, groups: int = 1, merged: bool = False) -> str:
-    """Multi-head attention of a stream: `groups` query heads read each key-value head, `merged` folds batch x heads."""
-    targets = {}
-    for heads in {HEADS, HEADS * groups}:
-        targets[heads] = net.op("Concat", sizes, net.ints(heads, ROWS), axis=0)
-    parts = []
-    for heads in (HEADS * groups, HEADS, HEADS):
-        h = net.op("Add", net.op("MatMul", x, net.weight(WIDTH, heads * ROWS)), net.weight(heads * ROWS))
-        parts.append(net.op("Transpose", net.op("Reshape", h, targets[heads]), perm=[0, 2, 1, 3]))
-    q, k, v = parts
+def attention(net: Net, x: str, sizes: str, *, groups: int = 1, merged: bool = False, packed: bool = False) -> str:
+    """Multi-head attention of a stream.
+
+    `groups` query heads read each key-value head, `merged` folds batch x heads, `packed` has one dense layer.
+    """
+    heads = (HEADS * groups, HEADS, HEADS)
+    widths = [number * ROWS for number in heads]
+    made = [
+        net.op("Add", net.op("MatMul", x, net.weight(WIDTH, width)), net.weight(width))
+        for width in ([sum(widths)] if packed else widths)
+    ]
+    if packed:
+        made = net.ops("Split", made[0], net.ints(*widths), axis=-1, outputs=3)
+    targets = {number: net.op("Concat", sizes, net.ints(number, ROWS), axis=0) for number in sorted(set(heads))}
+    q, k, v = (
+        net.op("Transpose", net.op("Reshape", h, targets[number]), perm=[0, 2, 1, 3])
+        for h, number in zip(made, heads, strict=True)
+    )
     if groups > 1:  # key-value heads are repeated as Llama does it
         wide = net.op("Concat", net.op("Slice", sizes, net.ints(0), net.ints(1)), net.ints(HEADS, groups), axis=0)
         wide = net.op("Concat", wide, net.op("Slice", sizes, net.ints(1), net.ints(2)), net.ints(ROWS), axis=0)
@@ -58,13 +66,13 @@ def attention(net: Net, x: str, sizes: str, *, groups: int = 1, merged: bool = F
     return net.op("MatMul", context, net.weight(width, WIDTH))
 
 
-def block(*, layers: int = 1, groups: int = 1, merged: bool = False, seed: int = 0) -> Graph:
+def block(*, layers: int = 1, groups: int = 1, merged: bool = False, packed: bool = False, seed: int = 0) -> Graph:
     """Layers of attention and feed-forward on one stream; all of them read the same sizes."""
     net = Net(21, seed=seed)
     x = net.input("N", "T", WIDTH)
     sizes = net.op("Slice", net.op("Shape", x), net.ints(0), net.ints(2))
     for _ in range(layers):
-        x = net.op("Add", x, attention(net, x, sizes, groups=groups, merged=merged))
+        x = net.op("Add", x, attention(net, x, sizes, groups=groups, merged=merged, packed=packed))
         h = net.op("Relu", net.op("MatMul", x, net.weight(WIDTH, 10)))
         x = net.op("Add", x, net.op("MatMul", h, net.weight(10, WIDTH)))
     return net.output(x).graph()
@@ -83,10 +91,12 @@ def test_heads_go_as_a_whole() -> None:
     ]
 
 
-def test_grouped_queries() -> None:
-    assert kinds(find_units(block(groups=2))) == [
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("groups", [2, HEADS + 1])
+def test_grouped_queries(groups: int, packed: bool) -> None:
+    assert kinds(find_units(block(groups=groups, packed=packed))) == [
         (HEADS, "key-value head", False),
-        (2, "query head of each key-value head", True),
+        (groups, "query head of each key-value head", True),
         (ROWS, "query-key width of each head", True),
         (ROWS, "value width of each head", True),
         (10, "feed-forward unit", False),
@@ -161,7 +171,8 @@ def test_law(groups: int, merged: bool) -> None:
     @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(st.data())
     def holds(data: st.DataObject) -> None:
-        units = find_units(block(layers=2, groups=groups, merged=merged, seed=data.draw(st.integers(0, 99))))
+        packed, seed = data.draw(st.booleans()), data.draw(st.integers(0, 99))
+        units = find_units(block(layers=2, groups=groups, merged=merged, packed=packed, seed=seed))
         compare(units, units.plan(data.draw(keeps(units))))
 
     holds()
