@@ -30,8 +30,13 @@ FOUND: dict[str, tuple[float, dict[tuple[int, str], int]]] = {
     "gemma3": (0.36, GROUPED),
     "mixtral": (0.43, GROUPED),
     "phi": (0.42, HEADS),
+    "phi3": (0.43, {(2, "key-value head"): 2, **FORWARD}),
     "falcon": (0.37, HEADS),
+    "falcon_grouped": (0.34, GROUPED),
+    "olmo2": (0.34, {(10, "value width of each head"): 2, **FORWARD}),
     "bloom": (0.44, {(4, "head"): 1, (192, "feed-forward unit"): 2}),  # one table of slopes for both layers
+    "modernbert": (0.46, HEADS),
+    "deberta": (0.43, HEADS),
     "t5_encoder": (0.45, {(4, "head"): 1, (80, "feed-forward unit"): 2}),  # one table of biases for both layers
     "clip_text": (0.43, HEADS),
     "vit": (0.38, HEADS),

@@ -38,7 +38,11 @@ class Placed(Tokens):
 
 
 def _text(
-    build: Callable[[], tuple[type, object]], output: str = "last_hidden_state", *, placed: bool = False
+    build: Callable[[], tuple[type, object]],
+    output: str = "last_hidden_state",
+    *,
+    placed: bool = False,
+    attention: tuple[str, ...] = BOTH,
 ) -> Model:
     def make(attention: str) -> nn.Module:
         net, config = build()
@@ -51,7 +55,7 @@ def _text(
     }
     if placed:
         inputs["position_ids"] = Input(("batch", "tokens"), POSITIONS)
-    return Model(make, inputs, BOTH)
+    return Model(make, inputs, attention)
 
 
 def _bert() -> tuple[type, object]:
@@ -169,10 +173,57 @@ def _falcon() -> tuple[type, object]:
     )  # fmt: skip
 
 
+def _falcon_grouped() -> tuple[type, object]:
+    from transformers import FalconConfig, FalconForCausalLM
+
+    return FalconForCausalLM, FalconConfig(  # one weight: the queries of each head, its keys, its values
+        vocab_size=WORDS, hidden_size=QUERIES * WIDTH, num_hidden_layers=LAYERS, num_attention_heads=QUERIES,
+        num_kv_heads=SHARED, ffn_hidden_size=INNER, max_position_embeddings=POSITIONS, new_decoder_architecture=True,
+    )  # fmt: skip
+
+
+def _phi3() -> tuple[type, object]:
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    return Phi3ForCausalLM, Phi3Config(  # one weight: all queries, all keys, all values
+        vocab_size=WORDS, hidden_size=QUERIES * WIDTH, num_hidden_layers=LAYERS, num_attention_heads=QUERIES,
+        num_key_value_heads=2, intermediate_size=INNER, max_position_embeddings=POSITIONS, pad_token_id=0,
+    )  # fmt: skip
+
+
+def _olmo2() -> tuple[type, object]:
+    from transformers import Olmo2Config, Olmo2ForCausalLM
+
+    return Olmo2ForCausalLM, Olmo2Config(  # queries and keys of all heads are normalized together, so heads stay
+        vocab_size=WORDS, hidden_size=QUERIES * WIDTH, num_hidden_layers=LAYERS, num_attention_heads=QUERIES,
+        num_key_value_heads=SHARED, intermediate_size=INNER, max_position_embeddings=POSITIONS,
+    )  # fmt: skip
+
+
 def _bloom() -> tuple[type, object]:
     from transformers import BloomConfig, BloomForCausalLM
 
     return BloomForCausalLM, BloomConfig(vocab_size=WORDS, hidden_size=HIDDEN, n_layer=LAYERS, n_head=HEADS)
+
+
+def _modernbert() -> tuple[type, object]:
+    from transformers import ModernBertConfig, ModernBertModel
+
+    return ModernBertModel, ModernBertConfig(
+        vocab_size=WORDS, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        intermediate_size=INNER, max_position_embeddings=POSITIONS, global_attn_every_n_layers=2, local_attention=4,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2,
+    )  # fmt: skip
+
+
+def _deberta() -> tuple[type, object]:
+    from transformers import DebertaV2Config, DebertaV2Model
+
+    return DebertaV2Model, DebertaV2Config(
+        vocab_size=WORDS, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        intermediate_size=INNER, max_position_embeddings=POSITIONS, relative_attention=True, position_buckets=4,
+        pos_att_type=["p2c", "c2p"],
+    )  # fmt: skip
 
 
 def _t5() -> tuple[type, object]:
@@ -208,8 +259,13 @@ def models() -> dict[str, Model]:
         "gemma3": _text(_gemma3, "logits"),
         "mixtral": _text(_mixtral, "logits"),
         "phi": _text(_phi, "logits"),
+        "phi3": _text(_phi3, "logits", placed=True),
         "falcon": _text(_falcon, "logits"),
+        "falcon_grouped": _text(_falcon_grouped, "logits"),
+        "olmo2": _text(_olmo2, "logits"),
         "bloom": _text(_bloom, "logits"),
+        "modernbert": _text(_modernbert),
+        "deberta": _text(_deberta, attention=("eager",)),
         "t5_encoder": _text(_t5),
         "clip_text": _text(_clip_text),
     }
