@@ -82,9 +82,19 @@ def cutmix(arrays: dict[str, np.ndarray], generator: np.random.Generator) -> dic
 
     The rectangle has up to half of the area, so the larger part of an image is still what its label says.
     """
-    images = crop(arrays, generator)["image"]
+    return {"image": _patched(crop(arrays, generator)["image"], generator)}
+
+
+def half_cutmix(arrays: dict[str, np.ndarray], generator: np.random.Generator) -> dict[str, np.ndarray]:
+    """`cutmix` in half of the images, and `crop` in the others."""
+    images, mixed = crop(arrays, generator)["image"], generator.random(len(arrays["image"])) < 0.5
+    return {"image": np.where(mixed[:, None, None, None], _patched(images, generator), images)}
+
+
+def _patched(images: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Images (N, 3, 32, 32) with a rectangle of another one."""
     sides = 32 * np.sqrt(generator.uniform(0, 0.5, len(images)))
     centres = generator.uniform(0, 32, (2, len(images)))
     rows, columns = (abs(np.arange(32) + 0.5 - centre[:, None]) < sides[:, None] / 2 for centre in centres)
     inside = (rows[:, :, None] & columns[:, None])[:, None]
-    return {"image": np.where(inside, images[generator.permutation(len(images))], images)}
+    return np.where(inside, images[generator.permutation(len(images))], images)

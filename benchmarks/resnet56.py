@@ -30,9 +30,12 @@ def main() -> None:
     parser.add_argument("--criterion", default="variance")
     parser.add_argument("--round-to", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rate", type=float)
     parser.add_argument("--match-hidden", type=int, default=0)
     parser.add_argument("--label-weight", type=float, default=0.1)
-    parser.add_argument("--augment", choices=("crop", "cutmix"), default="cutmix", help="a function of cifar10.py")
+    augmentations = "crop", "half_cutmix", "cutmix"
+    parser.add_argument("--augment", choices=augmentations, default="cutmix", help="a function of cifar10.py")
     parser.add_argument("--optimizer", choices=("adamw", "sgd"), default="sgd")
     parser.add_argument("--decay", type=float, default=5e-4)
     options = parser.parse_args()
@@ -44,6 +47,8 @@ def main() -> None:
     pruned = cifar10.pruned(original, options.macs, options.criterion, options.round_to)
     training = onnxprune.Training(
         epochs=options.epochs,
+        batch=options.batch,
+        rate=options.rate,
         label_weight=options.label_weight,
         match_hidden=options.match_hidden,
         optimizer=options.optimizer,
@@ -77,15 +82,16 @@ def main() -> None:
     for found in timed:
         milliseconds = [f"{1e3 * span[1]:.2f} ms" for span in (found.before, found.after)]
         rows.append([f"latency, batch {found.batch}", milliseconds[0], milliseconds[1], f"x {found.ratio:.3f}"])
+    rate = f", rate {options.rate:g}" if options.rate else ""
     hidden = f", `--match-hidden {options.match_hidden}`" if options.match_hidden else ""
     publish(
         run,
         f"## ResNet-56 at {options.macs} of its multiply-accumulates: `{run}`",
         f"`prune --macs {options.macs} --criterion {options.criterion} --refit --round-to {options.round_to}`, 1,024 "
         f"calibration images; then `recover` on the 50,000 training images, {options.epochs} epochs of "
-        f"{options.optimizer} (decay {options.decay:g}), distillation {1 - options.label_weight:g} and labels "
-        f"{options.label_weight:g}{hidden}, augmentation `{options.augment}`. Latency: ONNX Runtime, one thread, "
-        "original and result in turns, median of the ratios.",
+        f"{options.optimizer} (batches of {options.batch}{rate}, decay {options.decay:g}), "
+        f"distillation {1 - options.label_weight:g} and labels {options.label_weight:g}{hidden}, augmentation "
+        f"`{options.augment}`. Latency: ONNX Runtime, one thread, original and result in turns, median of the ratios.",
         table(rows),
     )
 
