@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -40,8 +42,7 @@ def test_an_attribute_that_is_not_known_is_missing() -> None:
 
 def test_a_difference_names_the_first_node(monkeypatch: pytest.MonkeyPatch) -> None:
     graph, feeds = network()
-    entry = base._REGISTRY["", "Sigmoid"][0]
-    wrong = base.Operator(torch.tanh, entry.since, entry.roles, entry.keywords, entry.several, entry.sizes, entry.lacks)
+    wrong = replace(base._REGISTRY["", "Sigmoid"][0], function=torch.tanh)
     monkeypatch.setitem(base._REGISTRY, ("", "Sigmoid"), [wrong])
     with pytest.raises(
         BridgeError,
@@ -54,8 +55,7 @@ def test_a_difference_names_the_first_node(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_node_that_torch_cannot_run_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     graph, feeds = network()
-    entry = base._REGISTRY["", "Sigmoid"][0]
-    wrong = base.Operator(torch.det, entry.since, entry.roles, entry.keywords, entry.several, entry.sizes, entry.lacks)
+    wrong = replace(base._REGISTRY["", "Sigmoid"][0], function=torch.det)
     monkeypatch.setitem(base._REGISTRY, ("", "Sigmoid"), [wrong])
     with pytest.raises(
         BridgeError, match=r"^PyTorch cannot run node 'sigmoid9_node' \(Sigmoid\): linalg.det: A must be"
