@@ -81,8 +81,16 @@ def groups(found: Counter[tuple[int, str]]) -> str:
     kinds: dict[str, list[tuple[int, int]]] = {}
     for (size, kind), count in found.items():
         kinds.setdefault(kind, []).append((size, count))
-    parts = [f"{kind}s {', '.join(f'{n} x {size}' for size, n in sorted(sizes))}" for kind, sizes in kinds.items()]
+    parts = [
+        f"{several(kind)} {', '.join(f'{n} x {size}' for size, n in sorted(sizes))}" for kind, sizes in kinds.items()
+    ]
     return "; ".join(parts) or "none"
+
+
+def several(kind: str) -> str:
+    """More than one unit of a kind, such as value widths of each head."""
+    unit, each, whole = kind.partition(" of each ")
+    return f"{unit}s{each}{whole}"
 
 
 def brief(rows: list[list[object]]) -> list[list[object]]:

@@ -276,9 +276,7 @@ class _Finder:
             return "rotary pair of each head" if paired else "query-key width of each head"
         others = [b if a is members[0] else a for a, b in self.overlaps if members[0] in (a, b)]
         heads = [leaf for leaf in others if self.kinds.get(leaf) == HEAD and self.uses["writes"][leaf]]
-        if (
-            kind == HEAD and heads
-        ):  # grouped queries: key-value heads are written in more pieces than what they are shared by
+        if kind == HEAD and heads:  # key-value heads are written in more pieces than the queries that share them
             fewer = all(self._pieces_written(members[0]) < self._pieces_written(leaf) for leaf in heads)
             return QUERY_HEAD if fewer else "key-value head"
         if kind == NEURON and heads:
