@@ -6,7 +6,8 @@ such as pixels, tokens or table rows, are no units, although a dense layer behin
 
 Where two free dims share an axis (heads x rows of a head, groups x channels of a group) their units overlap. Both are
 groups, but only one is pruned unless the other is asked for by name: an exact one before one that is not, whole heads,
-since those save time in attention itself, and elsewhere the wider one, which cuts finer.
+since those save time in attention itself (with their keys and values before queries alone), and elsewhere the wider
+one, which cuts finer.
 """
 
 from __future__ import annotations

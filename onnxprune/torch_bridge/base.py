@@ -152,15 +152,12 @@ def _signature(function: Callable[..., Any]) -> tuple[tuple[Role, ...], int | No
         signature = inspect.signature(function, eval_str=True)
     except ValueError:  # torch's own functions have no signature: tensors in, a tensor out
         return (Role.TENSOR,), None, frozenset(), False
-    roles, keywords, several_inputs = [], [], False
-    for parameter in signature.parameters.values():
-        if parameter.kind is parameter.KEYWORD_ONLY:
-            keywords.append(parameter.name)
-        else:
-            roles.append(_role(parameter.annotation))
-            several_inputs |= parameter.kind is parameter.VAR_POSITIONAL
+    parameters = signature.parameters.values()
+    keywords = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    inputs = [parameter for parameter in parameters if parameter.kind is not parameter.KEYWORD_ONLY]
+    roles = [_role(parameter.annotation) for parameter in inputs]
+    most = None if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in inputs) else len(inputs)
     several = get_origin(signature.return_annotation) is tuple
-    most = None if several_inputs else len(roles)
     return tuple(roles) or (Role.TENSOR,), most, frozenset(keywords), several
 
 

@@ -175,6 +175,13 @@ def test_weights_are_parameters_under_their_names(op: str, trained: set[str]) ->
     assert untouched_parameters(module, feeds) == []
 
 
+def test_sinks_are_parameters() -> None:
+    graph, feeds = next(c for c in CASES if c.op == "GroupQueryAttention" and len(c.inputs) == 12).model()
+    module = to_torch(graph, feeds)
+    assert "c11" in dict(module.named_parameters())
+    assert untouched_parameters(module, feeds) == []
+
+
 def test_fused_attention_learns_and_goes_back() -> None:
     graph, feeds = CASES[[str(c) for c in CASES].index("Attention-21-num_heads=4")].model()
     module = to_torch(graph, feeds)
