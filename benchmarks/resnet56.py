@@ -31,13 +31,14 @@ def main() -> None:
     parser.add_argument("--round-to", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rate", type=float)
+    parser.add_argument("--rate", type=float, default=0.025)
     parser.add_argument("--match-hidden", type=int, default=0)
     parser.add_argument("--label-weight", type=float, default=0.1)
     augmentations = "crop", "half_cutmix", "cutmix"
     parser.add_argument("--augment", choices=augmentations, default="cutmix", help="a function of cifar10.py")
     parser.add_argument("--optimizer", choices=("adamw", "sgd"), default="sgd")
     parser.add_argument("--decay", type=float, default=5e-4)
+    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     given = [f" --{n.replace('_', '-')} {v}" for n, v in vars(options).items() if v != parser.get_default(n)]
     run = "resnet56.py" + "".join(given)
@@ -53,6 +54,7 @@ def main() -> None:
         match_hidden=options.match_hidden,
         optimizer=options.optimizer,
         decay=options.decay,
+        seed=options.seed,
     )
     checkpoint = CACHE / f"{run}.ckpt"
     execution = onnxprune.Execution(checkpoint=checkpoint, resume=checkpoint.exists())
@@ -82,14 +84,13 @@ def main() -> None:
     for found in timed:
         milliseconds = [f"{1e3 * span[1]:.2f} ms" for span in (found.before, found.after)]
         rows.append([f"latency, batch {found.batch}", milliseconds[0], milliseconds[1], f"x {found.ratio:.3f}"])
-    rate = f", rate {options.rate:g}" if options.rate else ""
     hidden = f", `--match-hidden {options.match_hidden}`" if options.match_hidden else ""
     publish(
         run,
         f"## ResNet-56 at {options.macs} of its multiply-accumulates: `{run}`",
         f"`prune --macs {options.macs} --criterion {options.criterion} --refit --round-to {options.round_to}`, 1,024 "
         f"calibration images; then `recover` on the 50,000 training images, {options.epochs} epochs of "
-        f"{options.optimizer} (batches of {options.batch}{rate}, decay {options.decay:g}), "
+        f"{options.optimizer} (batches of {options.batch}, rate {options.rate:g}, decay {options.decay:g}), "
         f"distillation {1 - options.label_weight:g} and labels {options.label_weight:g}{hidden}, augmentation "
         f"`{options.augment}`. Latency: ONNX Runtime, one thread, original and result in turns, median of the ratios.",
         table(rows),
