@@ -17,7 +17,7 @@ def gather(x: Table, indices: Index, *, axis: int = 0) -> Tensor:
         return x.select(axis, indices)
     axis = axis % x.dim()
     places = positive(indices, x.shape[axis])
-    return x.index_select(axis, places.reshape(-1)).reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+    return x.index_select(axis, places.reshape(-1)).reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
 
 
 def positive(indices: Tensor, size: int) -> Tensor:
@@ -40,7 +40,7 @@ def gather_nd(x: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
     places = indices.to(torch.int64).reshape(batches.numel(), -1, depth)
     batch = torch.arange(batches.numel(), device=x.device).unsqueeze(1)
     picked = rows[(batch, *places.unbind(-1))]
-    return picked.reshape(*indices.shape[:-1], *x.shape[batch_dims + depth :])
+    return picked.reshape([*indices.shape[:-1], *x.shape[batch_dims + depth :]])
 
 
 @operator("ScatterND")
