@@ -1,14 +1,15 @@
 """Builds the fx graph: one call per ONNX node, its constants bound as its operator says.
 
-What depends on constants alone is computed here, once, unless it is trained. What is made of sizes alone (shape
-arithmetic) stays on the CPU wherever the module runs, so that no step waits for a GPU to know a size: such tensors are
-called `local` here. Small constants that they meet are written into the code, and where they meet data they are moved.
+What depends on constants alone is computed here, once, unless it is trained. What is made of sizes alone is numbers
+(see `arithmetic`) or tensors that stay on the CPU wherever the module runs, so that no step waits for a GPU to know a
+size. Small constants that they meet are written into the code; where they meet data they go to the device of the data.
 """
 
 from __future__ import annotations
 
 import keyword
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,16 +19,14 @@ from torch import fx
 from onnxprune.errors import BridgeError
 from onnxprune.graph import Graph
 from onnxprune.runtime import first_line
+from onnxprune.torch_bridge.arithmetic import FORMS, LIMIT, Kind, is_whole
 from onnxprune.torch_bridge.arrays import tensor_of
-from onnxprune.torch_bridge.base import Operator, Role, Tensor, find_operator
+from onnxprune.torch_bridge.base import Operator, Role, Tensor, find_operator, number, tensor
 from onnxprune.torch_bridge.names import place, register
 from onnxprune.torch_bridge.weights import STEERING, Weights
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
-
-LITERAL_LIMIT = 64
-"""Elements up to which a constant that meets sizes is written into the code; larger ones are data."""
 
 Value = fx.Node | Tensor
 
@@ -35,11 +34,6 @@ Value = fx.Node | Tensor
 def literal(values: Any, dtype: torch.dtype) -> Tensor:
     """A small constant on the CPU."""
     return torch.tensor(values, dtype=dtype)
-
-
-def moved(value: Tensor, like: Tensor | None) -> Tensor:
-    """A tensor on the device of another one."""
-    return value if like is None else value.to(like.device)
 
 
 def item(values: tuple[Tensor, ...], index: int) -> Tensor:
@@ -65,7 +59,7 @@ class Assembly:
         self.root.dropout = False  # type: ignore[assignment]
         self.names: dict[str, list[str]] = {}
         self._values: dict[str, Value] = {}
-        self._local: set[fx.Node] = set()
+        self._kinds: dict[fx.Node, Kind] = {}  # of what is made of sizes; all else is data
         self._tensors: dict[str, fx.Node] = {}  # parameters, buffers and flags by name
         self._like: fx.Node | None = None
 
@@ -102,17 +96,20 @@ class Assembly:
             self._fold(node, operator, values, flags)
             return
         flags |= {flag: self._flag(flag) for flag in switched}
-        arguments, local = self._arguments(node, operator, values)
+        attrs = {name: _constant(value) for name, value in node.attrs.items() if name not in bodies}
         if bodies:
-            captured, modules, local = self._bodies(node, bodies)
-            arguments += captured
+            captured, modules, kind = self._bodies(node, bodies)
+            condition = [value.item() if isinstance(value, Tensor) else value for value in values]
+            function, arguments = operator.function, [*condition, *captured]
             flags |= modules
-        attrs = {name: self._attribute(value) for name, value in node.attrs.items() if name not in bodies}
-        call = self.calls.create_node("call_function", operator.function, tuple(arguments), attrs | flags, label(node))
+        else:
+            function, arguments, kind = self._call(node, operator, values, attrs)
+        attrs = {name: self._attribute(value, kind) for name, value in attrs.items()}
+        call = self.calls.create_node("call_function", function, tuple(arguments), attrs | flags, label(node))
         call.meta["onnx"] = (label(node), node.op, [tensor.name for tensor in node.outputs])
-        self._deliver(node, operator, call, local=local or operator.sizes)
+        self._deliver(node, operator, call, kind)
 
-    def _deliver(self, node: gs.Node, operator: Operator, call: fx.Node, *, local: bool) -> None:
+    def _deliver(self, node: gs.Node, operator: Operator, call: fx.Node, kind: Kind) -> None:
         """Names the results of a call."""
         for i, output in enumerate(node.outputs):
             made = call
@@ -120,8 +117,7 @@ class Assembly:
                 made = self.calls.create_node("call_function", item, (call, i), name=output.name or "unused")
             if output.name:
                 self._values[output.name] = made
-            if local:
-                self._local.add(made)
+            self._kinds[made] = kind
 
     def _value(self, name: str, tensor: gs.Tensor | None = None) -> Value:
         """A tensor by name: what a node has made, a parameter or a constant, which the body of an If may own."""
@@ -166,7 +162,7 @@ class Assembly:
             _plain(value, role) if isinstance(value, Tensor) and (role := operator.role(i)) in STEERING else value
             for i, value in enumerate(values)
         ]
-        attrs = {k: tensor_of(v.values) if hasattr(v, "values") else v for k, v in node.attrs.items()}
+        attrs = {k: _constant(v) for k, v in node.attrs.items()}
         try:
             with torch.no_grad():
                 result = operator.function(*bound, **attrs, **flags)
@@ -174,42 +170,70 @@ class Assembly:
             raise BridgeError(
                 f"PyTorch cannot compute node '{label(node)}' ({node.op}): {first_line(error)}"
             ) from error
-        for output, value in zip(node.outputs, result if operator.several else [result], strict=True):
+        for output, made in zip(node.outputs, result if operator.several else [result], strict=True):
+            value = tensor(made)
             self._values[output.name] = value.clone() if value._base is not None else value
 
-    def _arguments(self, node: gs.Node, operator: Operator, values: list[Any]) -> tuple[list[Any], bool]:
-        """The inputs as arguments of the call, and whether the call works on sizes alone."""
+    def _call(
+        self, node: gs.Node, operator: Operator, values: list[Any], attrs: dict[str, Any]
+    ) -> tuple[Callable[..., Any], list[Any], Kind]:
+        """What to call for a node, with which arguments, and what comes of it."""
         data = [i for i in range(len(values)) if operator.role(i) not in STEERING or _is_array(operator, values, i)]
-        computed = [values[i] for i in data if isinstance(values[i], fx.Node)]
-        constants = [values[i] for i in data if isinstance(values[i], Tensor)]
-        local = all(value in self._local for value in computed) and all(map(_is_small, constants))
-        local = local and (bool(computed) or not constants)
-        arguments: list[Any] = []
+        kinds = [Kind.COUNTS if value is None else self._kind(value) for value in values]
+        reach = max(kinds, default=Kind.COUNTS)
+        form = FORMS.get(operator.function)
+        if form and reach < Kind.LOCAL and form.fits(attrs, reach):
+            arguments = [value.tolist() if isinstance(value, Tensor) else value for value in values]
+            return form.function, arguments, Kind.COUNTS if operator.sizes else max(form.kind, reach)
+        known = [values[i] for i in data if values[i] is not None]
+        fixed = bool(known) and all(isinstance(value, Tensor) for value in known)  # constants that sizes steer
+        kind = Kind.DATA if fixed else max([Kind.LOCAL, *(kinds[i] for i in data)])
+        if operator.sizes:
+            kind = Kind.NUMBERS
+        arguments = []
         for i, value in enumerate(values):
             role, name = operator.role(i), node.inputs[i].name
-            if isinstance(value, fx.Node) and value in self._local and not local and i in data:
-                value = self.calls.call_function(moved, (value, self._like))
+            if isinstance(value, fx.Node) and kinds[i] < Kind.DATA:
+                if i in data:
+                    value = self._raised(value, Kind.LOCAL if operator.sizes else kind)
+                elif role is Role.NUMBER:
+                    value = self.calls.call_function(number, (value,))
             elif isinstance(value, Tensor) and i not in data:
                 value = _plain(value, role)
             elif isinstance(value, Tensor) and role is Role.STATISTIC and name in self.weights.statistics:
                 value = self._statistic(name)
-            elif isinstance(value, Tensor) and local:
+            elif isinstance(value, Tensor) and kind < Kind.DATA:
                 value = self._literal(value)
             elif isinstance(value, Tensor):
                 value = self._buffer(name, value)
             arguments.append(value)
-        return arguments, local
+        return operator.function, arguments, kind
 
-    def _attribute(self, value: Any) -> Any:
-        if hasattr(value, "values"):  # a tensor
-            return self._literal(tensor_of(value.values))
-        return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+    def _raised(self, value: fx.Node, kind: Kind) -> fx.Node:
+        """A value as one of a higher kind: numbers become a tensor, and that goes where the data are."""
+        have = self._kind(value)
+        if kind is Kind.DATA and have < Kind.DATA:
+            return self.calls.call_function(tensor, (value, self._like))
+        return self.calls.call_function(tensor, (value,)) if have < Kind.LOCAL <= kind else value
+
+    def _kind(self, value: Value) -> Kind:
+        """What a value is made of."""
+        if isinstance(value, fx.Node):
+            return self._kinds.get(value, Kind.DATA)
+        if is_whole(value):
+            return Kind.COUNTS
+        return Kind.LOCAL if _is_small(value) else Kind.DATA
+
+    def _attribute(self, value: Any, kind: Kind) -> Any:
+        if isinstance(value, Tensor):
+            return value.tolist() if kind < Kind.LOCAL else self._literal(value)
+        return value
 
     def _literal(self, value: Tensor) -> fx.Node:
         return self.calls.call_function(literal, (value.tolist(), value.dtype))
 
-    def _bodies(self, node: gs.Node, bodies: dict[str, gs.Graph]) -> tuple[list[Any], dict[str, fx.Node], bool]:
-        """What the graphs inside a node read from outside, their modules, and whether they make sizes alone."""
+    def _bodies(self, node: gs.Node, bodies: dict[str, gs.Graph]) -> tuple[list[Any], dict[str, fx.Node], Kind]:
+        """What the graphs inside a node read from outside, their modules, and what their results are made of."""
         known = {*self._values, *self.graph.constants}
         names = sorted({name for body in bodies.values() for name in _captured(body)} & known)
         outer = {name: self._value(name) for name in names}
@@ -222,22 +246,18 @@ class Assembly:
             child._values = {name: value for name, value in outer.items() if name not in computed}
             for name, value in computed.items():
                 child._values[name] = inner = child._placeholder(name)
-                if value in self._local:
-                    child._local.add(inner)
+                child._kinds[inner] = self._kind(value)
             for inner_node in body.nodes:
                 child.add(inner_node)
         results = {attribute: [tensor.name for tensor in body.outputs] for attribute, body in bodies.items()}
-        local = all(children[attribute]._is_local(name) for attribute, made in results.items() for name in made)
+        made = [children[a]._kind(children[a]._value(name)) for a, names in results.items() for name in names]
+        kind = max(Kind.NUMBERS, *made)  # which of the graphs runs may differ
         modules = {}
         for attribute, child in children.items():
             owner, leaf, path = place(self.root, f"{label(node)}.{attribute}")
-            owner.add_module(leaf, child._finished(results[attribute], local=local))
+            owner.add_module(leaf, child._finished(results[attribute], kind))
             modules[attribute] = self.calls.get_attr(path)
-        return [self._like, self._flag("training"), self._flag("dropout"), *computed.values()], modules, local
-
-    def _is_local(self, name: str) -> bool:
-        value = self._value(name)
-        return value in self._local if isinstance(value, fx.Node) else _is_small(value)
+        return [self._like, self._flag("training"), self._flag("dropout"), *computed.values()], modules, kind
 
     def _placeholder(self, name: str) -> fx.Node:
         """An argument of the module; the first one says which device the data are on."""
@@ -250,16 +270,17 @@ class Assembly:
         self._like = self._like or node
         return node
 
-    def _finished(self, outputs: list[str], *, local: bool | None = None) -> fx.GraphModule:
-        """The module; `local` says whether its results shall be on the CPU, None that it does not matter."""
-        results = []
+    def _finished(self, outputs: list[str], kind: Kind = Kind.DATA) -> fx.GraphModule:
+        """The module, whose results are of a kind."""
+        results: list[Any] = []
         for name in outputs:
             value = self._value(name)
-            if isinstance(value, Tensor):
-                value = self._literal(value) if local else self._buffer(name, value)
-            elif value in self._local and local is False:
-                value = self.calls.call_function(moved, (value, self._like))
-            results.append(value)
+            if isinstance(value, fx.Node):
+                results.append(self._raised(value, kind))
+            elif kind is Kind.DATA:
+                results.append(self._buffer(name, value))
+            else:
+                results.append(self._attribute(value, kind))
         self.calls.output(tuple(results))
         self.calls.eliminate_dead_code()
         module = fx.GraphModule(self.root, self.calls)
@@ -272,9 +293,16 @@ def label(node: gs.Node) -> str:
     return str(node.name or (node.outputs[0].name if node.outputs else node.op))
 
 
+def _constant(value: Any) -> Any:
+    """An attribute of a node, with numpy's types replaced by torch's and Python's."""
+    if hasattr(value, "values"):
+        return tensor_of(value.values)
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+
+
 def _is_small(value: Tensor) -> bool:
     """Whether a constant can be written into the code, where the list of an empty one does not say its shape."""
-    return 0 < value.numel() <= LITERAL_LIMIT or value.shape == (0,)
+    return 0 < value.numel() <= LIMIT or value.shape == (0,)
 
 
 def _is_array(operator: Operator, values: list[Any], i: int) -> bool:

@@ -62,6 +62,9 @@ Floats = Annotated[list[float] | Tensor, Role.NUMBERS]
 Number = Annotated[float | Tensor, Role.NUMBER]
 Index = Annotated[int | Tensor, Role.INDEX]
 
+Numbers = Any
+"""Whole numbers or truth values: one, or a list of them, or a list of such lists, as deep as a tensor has axes."""
+
 MICROSOFT = "com.microsoft"
 
 FLAGS = frozenset({"training", "dropout", "outputs", "opset"})
@@ -79,7 +82,7 @@ class Operator:
         most: the most inputs it takes, None where any number will do.
         keywords: the attributes and flags it knows.
         several: whether the function returns a tuple.
-        sizes: whether the result is made of the sizes of its input, and therefore lives on the CPU.
+        sizes: whether the result is made of the sizes of its input, and therefore numbers instead of a tensor.
         lacks: says which attributes it cannot serve, None where it can.
     """
 
@@ -146,6 +149,11 @@ def registered() -> Iterator[tuple[str, str, int]]:
     yield from sorted((domain, op, entry.since) for (domain, op), entries in _REGISTRY.items() for entry in entries)
 
 
+def roles_of(function: Callable[..., Any]) -> tuple[Role, ...]:
+    """How each input of an operator's function is bound; the last one holds for all that follow."""
+    return _signature(function)[0]
+
+
 def _signature(function: Callable[..., Any]) -> tuple[tuple[Role, ...], int | None, frozenset[str], bool]:
     """Roles of the inputs, how many there may be, names of the keywords, and whether the function returns a tuple."""
     try:
@@ -168,12 +176,28 @@ def _role(annotation: Any) -> Role:
     return next((entry for entry in metadata if isinstance(entry, Role)), Role.TENSOR)
 
 
-def ints(values: list[int] | Tensor) -> list[int]:
-    """Numbers that steer an operator, as Python integers; a tensor without axes counts as one number."""
-    if isinstance(values, Tensor):
-        numbers = values.tolist()
-        return numbers if isinstance(numbers, list) else [numbers]
-    return list(values)
+def tensor(value: Numbers | Tensor, like: Tensor | None = None) -> Tensor:
+    """Numbers as a tensor, on the device of another one if given."""
+    if isinstance(value, Tensor):
+        return value if like is None else value.to(like.device)
+    first = value
+    while isinstance(first, list) and first:
+        first = first[0]
+    dtype = torch.bool if isinstance(first, bool) else torch.int64
+    return torch.tensor(value, dtype=dtype, device=None if like is None else like.device)
+
+
+def number(value: Numbers | Tensor) -> Any:
+    """The only one of some numbers; a tensor is left alone."""
+    while isinstance(value, list):
+        (value,) = value
+    return value
+
+
+def ints(values: list[int] | int | Tensor) -> list[int]:
+    """Numbers that steer an operator, as Python integers; one without axes counts as a list of one."""
+    numbers = values.tolist() if isinstance(values, Tensor) else values
+    return list(numbers) if isinstance(numbers, list | tuple) else [numbers]
 
 
 def floats(values: list[float] | Tensor | None) -> list[float] | None:

@@ -47,15 +47,15 @@ def range_(start: Tensor, limit: Tensor, delta: Tensor, *, stash_type: int = 1) 
 
 
 @operator("Shape", sizes=True)
-def shape(x: Tensor, *, start: int = 0, end: int | None = None) -> Tensor:
+def shape(x: Tensor, *, start: int = 0, end: int | None = None) -> list[int]:
     """The sizes of some axes of X."""
-    return torch.tensor(x.shape[start:end], dtype=torch.int64)
+    return list(x.shape[start:end])
 
 
 @operator("Size", sizes=True)
-def size(x: Tensor) -> Tensor:
+def size(x: Tensor) -> int:
     """The number of elements of X."""
-    return torch.tensor(x.numel(), dtype=torch.int64)
+    return x.numel()
 
 
 @operator("NonZero")

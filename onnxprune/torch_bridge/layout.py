@@ -83,16 +83,12 @@ def slice_(x: Tensor, starts: Ints, ends: Ints, axes: Ints | None = None, steps:
     places = ints(axes) if axes is not None else list(range(len(first)))
     strides = ints(steps) if steps is not None else [1] * len(first)
     for axis, start, end, step in zip(places, first, last, strides, strict=True):
-        size = x.shape[axis]
         if step < 0:  # torch steps forward only
-            x = x.flip(axis)
+            size, x = x.shape[axis], x.flip(axis)
             start = min(max(start + size if start < 0 else start, 0), size - 1)
             end = -1 if end in FAR else min(max(end + size if end < 0 else end, -1), size - 1)
             start, end, step = size - 1 - start, size - 1 - end, -step
-        start, end, step = slice(start, end, step).indices(size)
-        span = max(end - start, 0)
-        x = x.narrow(axis, start if span else 0, span)
-        x = x if step == 1 else x[(slice(None),) * (axis % x.dim()) + (slice(None, None, step),)]
+        x = x[(slice(None),) * (axis % x.dim()) + (slice(start, end, step),)]
     return x
 
 

@@ -13,7 +13,7 @@ from onnxprune.errors import BridgeError
 from onnxprune.graph import Graph
 from onnxprune.runtime import Session, first_line
 from onnxprune.torch_bridge.arrays import array_of, inputs_of
-from onnxprune.torch_bridge.base import Tensor
+from onnxprune.torch_bridge.base import Tensor, tensor
 
 TOLERANCE = 1e-4
 """Largest difference that is let pass, relative to the largest element of the tensor."""
@@ -107,7 +107,7 @@ class _Recorder(fx.Interpreter):
             results = result if isinstance(result, tuple) else (result,)
             for name, value in zip(n.meta["onnx"][2], results, strict=True):
                 if name in self.wanted:
-                    self.kept[name] = array_of(value)
+                    self.kept[name] = array_of(tensor(value))
         return result
 
 

@@ -11,13 +11,13 @@ from onnxprune.torch_bridge.base import Ints, Number, Tensor, integer, ints, ope
 Reduction = Callable[[Tensor, tuple[int, ...], bool], Tensor]
 
 
-def reduces(op: str) -> Callable[[Reduction], Reduction]:
+def reduces(op: str) -> Callable[[Reduction], Callable[..., Tensor]]:
     """Registers a reduction of (data, axes, whether they are kept) under ONNX's attributes.
 
     Axes are an attribute or, in newer opsets, an input; without any, all axes are reduced, or none if the node says so.
     """
 
-    def register(function: Reduction) -> Reduction:
+    def register(function: Reduction) -> Callable[..., Tensor]:
         def reduction(
             x: Tensor,
             given: Ints | None = None,
@@ -33,8 +33,7 @@ def reduces(op: str) -> Callable[[Reduction], Reduction]:
 
         reduction.__name__ = function.__name__
         reduction.__qualname__ = function.__qualname__
-        operator(op)(reduction)
-        return function
+        return operator(op)(reduction)
 
     return register
 
@@ -42,6 +41,10 @@ def reduces(op: str) -> Callable[[Reduction], Reduction]:
 @reduces("ReduceSum")
 def reduce_sum(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     """Y = sum of X."""
+    return _sum(x, axes, keep)
+
+
+def _sum(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     return x.sum(axes, keep, dtype=x.dtype) if axes else x
 
 
@@ -51,7 +54,7 @@ def reduce_mean(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     if x.is_floating_point():
         return x.mean(axes, keep) if axes else x
     count = torch.Size([x.shape[axis] for axis in axes]).numel()
-    return torch.div(reduce_sum(x, axes, keep), count, rounding_mode="trunc")
+    return torch.div(_sum(x, axes, keep), count, rounding_mode="trunc")
 
 
 @reduces("ReduceProd")
@@ -77,7 +80,7 @@ def reduce_min(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
 @reduces("ReduceL1")
 def reduce_l1(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     """Y = sum of |X|."""
-    return reduce_sum(x.abs(), axes, keep)
+    return _sum(x.abs(), axes, keep)
 
 
 @reduces("ReduceL2")
@@ -85,19 +88,19 @@ def reduce_l2(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     """Y = root of the sum of X^2."""
     if x.is_floating_point():
         return torch.linalg.vector_norm(x, 2, axes, keep) if axes else x.abs()
-    return reduce_sum_square(x, axes, keep).sqrt().to(x.dtype)
+    return _sum(x.square(), axes, keep).sqrt().to(x.dtype)
 
 
 @reduces("ReduceSumSquare")
 def reduce_sum_square(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     """Y = sum of X^2."""
-    return reduce_sum(x.square(), axes, keep)
+    return _sum(x.square(), axes, keep)
 
 
 @reduces("ReduceLogSum")
 def reduce_log_sum(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     """Y = log of the sum of X."""
-    return reduce_sum(x, axes, keep).log().to(x.dtype)
+    return _sum(x, axes, keep).log().to(x.dtype)
 
 
 @reduces("ReduceLogSumExp")
