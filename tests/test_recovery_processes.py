@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner, Result
+from onnx import TensorProto
 
 from builders import Net
 from onnxprune.cli import main
@@ -221,3 +222,22 @@ def test_a_fresh_graph_has_the_names_of_the_old(conv_model: Path, test_data: Pat
     assert first[0] == first[1] != ""
     ours, theirs = (Session(g.message(), device="cpu").run(images)[0] for g in (fresh, graph))
     np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_a_fresh_graph_has_symbolic_lengths_and_all_names(tmp_path: Path) -> None:
+    net = Net(18)
+    tokens = net.input("batch", "length", kind=TensorProto.INT64)
+    h = net.op("Gather", net.weight(9, 8, name="val_0"), tokens)
+    sizes = net.op("Concat", net.op("Shape", tokens), net.ints(2, 4), axis=0)
+    h = net.op("Reshape", net.op("MatMul", h, net.weight(8, 8, name="dense")), sizes)
+    heads = net.op("Transpose", h, perm=[0, 2, 1, 3])
+    scores = net.op("Softmax", net.op("MatMul", heads, net.op("Transpose", heads, perm=[0, 1, 3, 2])))
+    net.output(net.op("MatMul", scores, heads))
+    graph = net.graph()
+    text = np.random.default_rng(0).integers(0, 9, (3, 6))
+    fresh = load(export_fresh(graph, tmp_path / "fresh.onnx", {"x0": text}))
+    assert {"val_0", "dense"} <= set(fresh.constants)
+    for length in (1, 11):
+        feeds = {"x0": text[:2].repeat(2, axis=1)[:, :length]}
+        ours, theirs = (Session(g.message(), device="cpu").run(feeds)[0] for g in (fresh, graph))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)

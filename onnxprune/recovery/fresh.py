@@ -22,6 +22,11 @@ from onnxprune.runtime import Session, first_line
 
 if TYPE_CHECKING:
     import onnx
+    from onnxscript import ir
+    from torch import fx
+
+OWN = "weights"
+"""The submodule that holds the weights of a module while it is exported."""
 
 OLDEST_OPSET = 18
 """PyTorch's exporter writes this opset or a newer one."""
@@ -53,7 +58,7 @@ def export_fresh(graph: Graph, path: Path, data: object) -> Path:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                module,
+                _apart(module),
                 tuple(inputs_of(graph.inputs, feeds)),
                 dynamo=True,
                 input_names=graph.inputs,
@@ -67,10 +72,45 @@ def export_fresh(graph: Graph, path: Path, data: object) -> Path:
     except Exception as error:  # torch raises a dozen unrelated classes
         raise BridgeError(f"torch.onnx.export fails: {first_line(error)}; the graph without it is written.") from error
     assert program is not None
+    _name(program.model.graph)
     fresh = from_proto(_dressed(program.model_proto, graph, axes))
     for batch in (feeds, _one(feeds)) if all(0 in dims for dims in axes.values()) else (feeds,):
         check(module, fresh, batch)
     return fresh.save(path)
+
+
+def _apart(module: fx.GraphModule) -> fx.GraphModule:
+    """The same module with its weights in a submodule.
+
+    The exporter calls its own tensors val_0, val_1 and so on, and so may the weights of a graph be called that it wrote
+    earlier: it stops where the two meet.
+    """
+    import torch
+    from torch import fx
+
+    from onnxprune.torch_bridge.base import FLAGS
+
+    root = torch.nn.Module()
+    root.add_module(OWN, module)
+    root.dropout = False  # type: ignore[assignment]
+    calls = fx.Graph()
+    calls.output(calls.graph_copy(module.graph, {}))
+    for node in calls.nodes:
+        if node.op == "get_attr" and node.target not in FLAGS:
+            node.target = f"{OWN}.{node.target}"
+    return fx.GraphModule(root, calls).eval()
+
+
+def _name(graph: ir.Graph) -> None:
+    """Gives weights their own names back; a tensor of the exporter that is called the same gets another name."""
+    weights = {name: value for name, value in graph.initializers.items() if name.startswith(f"{OWN}.")}
+    own = {name.removeprefix(f"{OWN}.") for name in weights}
+    made = [value for node in graph.all_nodes() for value in node.outputs]
+    for value in [*made, *(value for name, value in graph.initializers.items() if name not in weights)]:
+        while value.name in own:
+            value.name += "_"
+    for name, value in weights.items():
+        value.name = name.removeprefix(f"{OWN}.")
 
 
 def _one(feeds: Arrays) -> Arrays:
