@@ -8,9 +8,9 @@ truth values (int64 and bool); with anything else the operator itself works, on 
 
 from __future__ import annotations
 
-import math
+import functools
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, TypeVar
@@ -97,9 +97,16 @@ def each(function: Callable[..., Any], *values: Numbers) -> Numbers:
     ]
 
 
+def product(numbers: Iterable[int]) -> int:
+    """The product of numbers, also of symbolic ones, which torch.compile does not let math.prod have."""
+    return functools.reduce(operator.mul, list(numbers), 1)
+
+
 def _quotient(a: int, b: int) -> int:
     """Cut off, as in C."""
-    return a // b if (a < 0) == (b < 0) else -(-a // b)
+    if b < 0:
+        a, b = -a, -b
+    return a // b if a >= 0 else -(-a // b)
 
 
 def _elementwise(name: str, function: Callable[..., Any], form: Callable[..., Any]) -> Callable[..., Any]:
@@ -185,7 +192,7 @@ def constant(*, value: Numbers) -> Numbers:
 )
 def constant_of_shape(sizes: Numbers, *, value: Numbers) -> Numbers:
     """One value everywhere; numbers only where they are as many in every run."""
-    return shaped(flat(value) * math.prod(ints(sizes)), ints(sizes))
+    return shaped(flat(value) * product(ints(sizes)), ints(sizes))
 
 
 @on_numbers(creation.range_, kind=Kind.LOCAL)
@@ -229,7 +236,7 @@ def reshape(x: Numbers, target: Numbers, *, allowzero: int = 0) -> Numbers:
     numbers, old = flat(x), shape(x)
     sizes = [old[i] if n == 0 and not allowzero else n for i, n in enumerate(ints(target))]
     if -1 in sizes:
-        sizes[sizes.index(-1)] = len(numbers) // math.prod(n for n in sizes if n != -1)
+        sizes[sizes.index(-1)] = len(numbers) // product(n for n in sizes if n != -1)
     return shaped(numbers, sizes)
 
 
@@ -237,7 +244,7 @@ def shaped(numbers: list[Any], sizes: Sequence[int]) -> Numbers:
     """Numbers in a shape."""
     if not sizes:
         return numbers[0]
-    step = math.prod(sizes[1:])
+    step = product(sizes[1:])
     return [shaped(numbers[i * step : (i + 1) * step], sizes[1:]) for i in range(sizes[0])]
 
 
@@ -291,4 +298,4 @@ def reduce_prod(x: Numbers, given: Numbers | None = None, **options: Any) -> Num
     """The product of all numbers of a list."""
     if depth(x) != 1 or options.get("noop_with_empty_axes"):
         return reduce.reduce_prod(tensor(x), given, **options).tolist()
-    return [math.prod(x)] if options.get("keepdims", 1) else math.prod(x)
+    return [product(x)] if options.get("keepdims", 1) else product(x)

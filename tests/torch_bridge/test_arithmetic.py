@@ -78,13 +78,40 @@ CASES: list[tuple[Any, list[Any], dict[str, Any]]] = [
 ]
 
 
+STEERED = {layout.reshape, layout.squeeze, layout.unsqueeze, layout.slice_, reduce.reduce_prod}
+"""Operators whose further inputs are no data."""
+
+
 @pytest.mark.parametrize(("function", "values", "attrs"), CASES)
 def test_a_form_equals_its_operator(function: Any, values: list[Any], attrs: dict[str, Any]) -> None:
     found = tensor(FORMS[function].function(*values, **attrs))
-    steering = {layout.reshape, layout.squeeze, layout.unsqueeze, layout.slice_, reduce.reduce_prod}
-    data = 1 if function in steering else len(values)
+    data = 1 if function in STEERED else len(values)
     expected = tensor(function(*map(tensor, values[:data]), *values[data:], **attrs))
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("function", "values", "attrs"), CASES)
+def test_a_form_takes_symbolic_sizes(function: Any, values: list[Any], attrs: dict[str, Any]) -> None:
+    torch.compiler.reset()
+    placed = {indexing.gather, indexing.scatter_elements}  # at places that are the same in every run
+    data = 1 if function in STEERED | placed else len(values)
+
+    def made(x: torch.Tensor) -> torch.Tensor:
+        return tensor(
+            FORMS[function].function(*(raised(v, x.shape[0] - 3) for v in values[:data]), *values[data:], **attrs)
+        )
+
+    x = torch.zeros(3)
+    torch._dynamo.mark_dynamic(x, 0)
+    compiled = torch.compile(made, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), tensor(FORMS[function].function(*values, **attrs)))
+
+
+def raised(value: Any, by: int) -> Any:
+    """Numbers plus a size; truth values stay."""
+    if isinstance(value, list):
+        return [raised(part, by) for part in value]
+    return value if isinstance(value, bool) else value + by
 
 
 def test_every_form_has_a_case() -> None:
