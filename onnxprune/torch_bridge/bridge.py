@@ -28,7 +28,8 @@ def to_torch(graph: Graph, feeds: Mapping[str, np.ndarray] | None = None, *, che
 
     The module takes the graph's inputs in order and returns a tuple of its outputs. It starts in evaluation mode, in
     which it equals the graph; `train()` makes BatchNormalization use and follow the statistics of the batch, and
-    `module.dropout = True` lets Dropout nodes drop in training.
+    `module.dropout = True` lets Dropout nodes drop in training. Sizes are integers inside, so that torch.compile and
+    torch.export keep symbolic axes.
 
     Args:
         graph: the model.
