@@ -8,9 +8,8 @@ truth values (int64 and bool); with anything else the operator itself works, on 
 
 from __future__ import annotations
 
-import functools
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, TypeVar
@@ -18,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from onnxprune.torch_bridge import creation, elementwise, indexing, layout, reduce
-from onnxprune.torch_bridge.base import Numbers, Tensor, ints, tensor
+from onnxprune.torch_bridge.base import Numbers, Tensor, ints, product, tensor
 
 INT64, BOOL = 7, 9
 """ONNX's numbers for the element types that numbers have."""
@@ -47,12 +46,13 @@ class Form:
     Attributes:
         function: takes numbers where the operator takes tensors.
         kind: the least kind of the result.
-        fits: says from the attributes of a node and the kind of its inputs whether it can be used.
+        fits: says from the attributes of a node and the kinds of its inputs whether it can be used. How many numbers
+            come out must not depend on a size, which would be settled by that.
     """
 
     function: Callable[..., Any]
     kind: Kind
-    fits: Callable[[Mapping[str, Any], Kind], bool]
+    fits: Callable[[Mapping[str, Any], Sequence[Kind]], bool]
 
 
 FORMS: dict[Callable[..., Any], Form] = {}
@@ -64,7 +64,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def on_numbers(
     function: Callable[..., Any],
     kind: Kind = Kind.COUNTS,
-    fits: Callable[[Mapping[str, Any], Kind], bool] = lambda attrs, kind: True,
+    fits: Callable[[Mapping[str, Any], Sequence[Kind]], bool] = lambda attrs, kinds: True,
 ) -> Callable[[F], F]:
     """Registers the second form of an operator."""
 
@@ -73,6 +73,11 @@ def on_numbers(
         return form
 
     return register
+
+
+def _steered(attrs: Mapping[str, Any], kinds: Sequence[Kind]) -> bool:
+    """Whether all inputs but the first are the same in every run."""
+    return all(kind is Kind.COUNTS for kind in kinds[1:])
 
 
 def depth(value: Numbers) -> int:
@@ -95,11 +100,6 @@ def each(function: Callable[..., Any], *values: Numbers) -> Numbers:
         each(function, *(v if depth(v) < deepest else v[i if len(v) > 1 else 0] for v in values))
         for i in range(0 if 0 in sizes else max(sizes))
     ]
-
-
-def product(numbers: Iterable[int]) -> int:
-    """The product of numbers, also of symbolic ones, which torch.compile does not let math.prod have."""
-    return functools.reduce(operator.mul, list(numbers), 1)
 
 
 def _quotient(a: int, b: int) -> int:
@@ -150,7 +150,7 @@ def identity(x: Numbers) -> Numbers:
     return x
 
 
-@on_numbers(elementwise.cast, fits=lambda attrs, kind: attrs["to"] in (INT64, BOOL))
+@on_numbers(elementwise.cast, fits=lambda attrs, kinds: attrs["to"] in (INT64, BOOL))
 def cast(x: Numbers, *, to: int, saturate: int = 1, round_mode: str = "up") -> Numbers:
     """Y = X as integers or as truth values."""
     if to == BOOL:
@@ -180,7 +180,7 @@ def is_whole(value: Tensor) -> bool:
     return few and value.dtype in (torch.int64, torch.bool)
 
 
-@on_numbers(creation.constant, fits=lambda attrs, kind: "value" in attrs and is_whole(attrs["value"]))
+@on_numbers(creation.constant, fits=lambda attrs, kinds: "value" in attrs and is_whole(attrs["value"]))
 def constant(*, value: Numbers) -> Numbers:
     """Numbers from an attribute."""
     return value
@@ -188,7 +188,7 @@ def constant(*, value: Numbers) -> Numbers:
 
 @on_numbers(
     creation.constant_of_shape,
-    fits=lambda attrs, kind: kind is Kind.COUNTS and "value" in attrs and is_whole(attrs["value"]),
+    fits=lambda attrs, kinds: kinds[0] is Kind.COUNTS and "value" in attrs and is_whole(attrs["value"]),
 )
 def constant_of_shape(sizes: Numbers, *, value: Numbers) -> Numbers:
     """One value everywhere; numbers only where they are as many in every run."""
@@ -201,7 +201,7 @@ def range_(start: int, limit: int, delta: int, *, stash_type: int = 1) -> Tensor
     return torch.arange(start, limit if (limit - start) * delta > 0 else start, delta)
 
 
-@on_numbers(indexing.gather)
+@on_numbers(indexing.gather, fits=_steered)
 def gather(x: Numbers, indices: Numbers, *, axis: int = 0) -> Numbers:
     """X taken at indices along one axis, whose place the axes of the indices take."""
     if axis % depth(x):
@@ -209,7 +209,10 @@ def gather(x: Numbers, indices: Numbers, *, axis: int = 0) -> Numbers:
     return each(lambda i: x[i], indices)
 
 
-@on_numbers(indexing.scatter_elements, fits=lambda attrs, kind: attrs.get("reduction", "none") == "none")
+@on_numbers(
+    indexing.scatter_elements,
+    fits=lambda attrs, kinds: kinds[1] is Kind.COUNTS and attrs.get("reduction", "none") == "none",
+)
 def scatter_elements(
     x: Numbers, indices: Numbers, updates: Numbers, *, axis: int = 0, reduction: str = "none"
 ) -> Numbers:
@@ -230,7 +233,7 @@ def concat(*operands: Numbers, axis: int = 0) -> Numbers:
     return [part for operand in operands for part in operand]
 
 
-@on_numbers(layout.reshape)
+@on_numbers(layout.reshape, fits=_steered)
 def reshape(x: Numbers, target: Numbers, *, allowzero: int = 0) -> Numbers:
     """The same numbers in another shape; -1 is what is left over, 0 the size that was there."""
     numbers, old = flat(x), shape(x)
@@ -256,7 +259,7 @@ def transpose(x: Numbers, *, perm: Sequence[int] | None = None) -> Numbers:
     return layout.transpose(tensor(x), perm=perm).tolist()
 
 
-@on_numbers(layout.squeeze)
+@on_numbers(layout.squeeze, fits=_steered)
 def squeeze(x: Numbers, given: Numbers | None = None, *, axes: Sequence[int] | None = None) -> Numbers:
     """Y lacks axes of size 1: those that are listed, or all."""
     sizes = shape(x)
@@ -265,7 +268,7 @@ def squeeze(x: Numbers, given: Numbers | None = None, *, axes: Sequence[int] | N
     return shaped(flat(x), [n for i, n in enumerate(sizes) if i not in gone])
 
 
-@on_numbers(layout.unsqueeze)
+@on_numbers(layout.unsqueeze, fits=_steered)
 def unsqueeze(x: Numbers, given: Numbers | None = None, *, axes: Sequence[int] = ()) -> Numbers:
     """Y has further axes of size 1."""
     sizes = shape(x)
@@ -276,7 +279,7 @@ def unsqueeze(x: Numbers, given: Numbers | None = None, *, axes: Sequence[int] =
     return shaped(flat(x), sizes)
 
 
-@on_numbers(layout.slice_)
+@on_numbers(layout.slice_, fits=_steered)
 def slice_(
     x: Numbers, starts: Numbers, ends: Numbers, axes: Numbers | None = None, steps: Numbers | None = None
 ) -> Numbers:
@@ -293,7 +296,7 @@ def _cut(x: Numbers, axis: int, part: slice) -> Numbers:
     return [_cut(row, axis - 1, part) for row in x] if axis else x[part]
 
 
-@on_numbers(reduce.reduce_prod)
+@on_numbers(reduce.reduce_prod, fits=_steered)
 def reduce_prod(x: Numbers, given: Numbers | None = None, **options: Any) -> Numbers:
     """The product of all numbers of a list."""
     if depth(x) != 1 or options.get("noop_with_empty_axes"):

@@ -182,7 +182,7 @@ class Assembly:
         kinds = [Kind.COUNTS if value is None else self._kind(value) for value in values]
         reach = max(kinds, default=Kind.COUNTS)
         form = FORMS.get(operator.function)
-        if form and reach < Kind.LOCAL and form.fits(attrs, reach):
+        if form and reach < Kind.LOCAL and form.fits(attrs, kinds):
             arguments = [value.tolist() if isinstance(value, Tensor) else value for value in values]
             return form.function, arguments, Kind.COUNTS if operator.sizes else max(form.kind, reach)
         known = [values[i] for i in data if values[i] is not None]

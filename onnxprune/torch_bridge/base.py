@@ -21,10 +21,12 @@ once, in `assembly`.
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from operator import mul
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
@@ -192,6 +194,11 @@ def number(value: Numbers | Tensor) -> Any:
     while isinstance(value, list):
         (value,) = value
     return value
+
+
+def product(numbers: Iterable[int]) -> int:
+    """The product of numbers; symbolic sizes stay so, which `numel` of a shape and `math.prod` would settle."""
+    return functools.reduce(mul, list(numbers), 1)
 
 
 def ints(values: list[int] | int | Tensor) -> list[int]:

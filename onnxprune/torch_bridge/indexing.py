@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from onnxprune.torch_bridge.base import Index, Table, Tensor, operator
+from onnxprune.torch_bridge.base import Index, Table, Tensor, operator, product
 
 REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 """torch's names for what happens to elements that are written more than once."""
@@ -35,10 +35,10 @@ def gather_elements(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
 def gather_nd(x: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
     """Y[b, i] = X[b, indices[b, i]], where the last axis of the indices lists coordinates."""
     depth = indices.shape[-1]
-    batches = x.shape[:batch_dims]
-    rows = x.reshape(batches.numel(), *x.shape[batch_dims:])
-    places = indices.to(torch.int64).reshape(batches.numel(), -1, depth)
-    batch = torch.arange(batches.numel(), device=x.device).unsqueeze(1)
+    batches = product(x.shape[:batch_dims])
+    rows = x.reshape(batches, *x.shape[batch_dims:])
+    places = indices.to(torch.int64).reshape(batches, -1, depth)
+    batch = torch.arange(batches, device=x.device).unsqueeze(1)
     picked = rows[(batch, *places.unbind(-1))]
     return picked.reshape([*indices.shape[:-1], *x.shape[batch_dims + depth :]])
 
@@ -47,12 +47,12 @@ def gather_nd(x: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
 def scatter_nd(x: Tensor, indices: Tensor, updates: Tensor, *, reduction: str = "none") -> Tensor:
     """X with slices replaced, or combined with, updates; the last axis of the indices lists coordinates."""
     depth = indices.shape[-1]
-    sizes, rest = x.shape[:depth], x.shape[depth:]
+    sizes, rest = x.shape[:depth], product(x.shape[depth:])
     flat = torch.zeros(indices.shape[:-1], dtype=torch.int64, device=x.device)
     for axis, size in enumerate(sizes):
         flat = flat * size + positive(indices[..., axis], size)
-    rows = x.reshape(sizes.numel(), rest.numel())
-    news = updates.reshape(-1, rest.numel()).to(x.dtype)
+    rows = x.reshape(product(sizes), rest)
+    news = updates.reshape(-1, rest).to(x.dtype)
     places = flat.reshape(-1, 1).expand_as(news)
     return _written(rows, 0, places, news, reduction).reshape(x.shape)
 

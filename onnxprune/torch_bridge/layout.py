@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from onnxprune.torch_bridge.base import Ints, Number, Piece, Tensor, ints, operator
+from onnxprune.torch_bridge.base import Ints, Number, Piece, Tensor, ints, operator, product
 from onnxprune.torch_bridge.windows import interleaved
 
 FAR = (2**31 - 1, 2**63 - 1)
@@ -28,7 +28,7 @@ def flatten(x: Tensor, *, axis: int = 1) -> Tensor:
     """Y[(axes before), (axes from `axis` on)]."""
     if axis < 0:
         axis += x.dim()
-    return x.reshape(x.shape[:axis].numel(), x.shape[axis:].numel())
+    return x.reshape(product(x.shape[:axis]), product(x.shape[axis:]))
 
 
 @operator("Transpose")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from onnxprune.torch_bridge.base import Ints, Number, Tensor, integer, ints, operator
+from onnxprune.torch_bridge.base import Ints, Number, Tensor, integer, ints, operator, product
 
 Reduction = Callable[[Tensor, tuple[int, ...], bool], Tensor]
 
@@ -53,7 +53,7 @@ def reduce_mean(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     """Y = mean of X; that of integers is cut off."""
     if x.is_floating_point():
         return x.mean(axes, keep) if axes else x
-    count = torch.Size([x.shape[axis] for axis in axes]).numel()
+    count = product(x.shape[axis] for axis in axes)
     return torch.div(_sum(x, axes, keep), count, rounding_mode="trunc")
 
 

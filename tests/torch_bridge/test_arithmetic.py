@@ -120,7 +120,7 @@ def test_every_form_has_a_case() -> None:
 
 
 def spread() -> Graph:
-    """Numbers are added to x (batch, length): how the exporters write expand(), a mask, and a padded length."""
+    """Numbers are added to x (batch, length): how exporters write positions, expand(), a mask, and a padded length."""
     net = Net(17)
     x = net.input("batch", "length")
     sizes = net.op("Shape", x)
@@ -131,11 +131,15 @@ def spread() -> Graph:
     kept = net.op("Where", net.op("Equal", wanted, net.op("Mul", ones, net.constant(np.array(-1)))), ones, wanted)
     places = net.op("Range", net.constant(np.array(0)), length, net.constant(np.array(1)))
     row = net.op("Expand", net.op("Cast", places, to=1), kept)
+    table = net.constant(np.arange(40)[None])
+    positions = net.op("Slice", table, net.ints(0), net.op("Unsqueeze", length, net.ints(0)), net.ints(1))
+    row = net.op("Add", row, net.op("Cast", positions, to=1))
     mask = net.op("ConstantOfShape", net.op("Unsqueeze", length, net.ints(0)), value=one)
     y = net.op("Add", net.op("Add", x, row), net.op("Cast", mask, to=1))
     short = net.op("Mod", net.op("Neg", length), net.constant(np.array(4)))
     pads = net.op("Concat", net.ints(0, 0, 0), net.op("Unsqueeze", short, net.ints(0)), axis=0)
-    return net.output(net.op("Pad", y, pads)).graph()
+    y = net.op("Reshape", net.op("Flatten", net.op("Pad", y, pads), axis=0), net.op("Shape", net.op("Pad", y, pads)))
+    return net.output(y).graph()
 
 
 def test_sizes_are_numbers_and_stay_symbolic() -> None:
