@@ -85,6 +85,7 @@ def main() -> None:
         milliseconds = [f"{1e3 * span[1]:.2f} ms" for span in (found.before, found.after)]
         rows.append([f"latency, batch {found.batch}", milliseconds[0], milliseconds[1], f"x {found.ratio:.3f}"])
     hidden = f", `--match-hidden {options.match_hidden}`" if options.match_hidden else ""
+    seed = f", seed {options.seed}" if options.seed else ""
     publish(
         run,
         f"## ResNet-56 at {options.macs} of its multiply-accumulates: `{run}`",
@@ -92,7 +93,8 @@ def main() -> None:
         f"calibration images; then `recover` on the 50,000 training images, {options.epochs} epochs of "
         f"{options.optimizer} (batches of {options.batch}, rate {options.rate:g}, decay {options.decay:g}), "
         f"distillation {1 - options.label_weight:g} and labels {options.label_weight:g}{hidden}, augmentation "
-        f"`{options.augment}`. Latency: ONNX Runtime, one thread, original and result in turns, median of the ratios.",
+        f"`{options.augment}`{seed}. Latency: ONNX Runtime, one thread, original and result in turns, median of the "
+        "ratios.",
         table(rows),
     )
 
