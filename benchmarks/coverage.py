@@ -20,17 +20,29 @@ from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
 
+import torch
+
 from onnxprune.errors import DataError
 from onnxprune.graph import Graph
 from onnxprune.runtime import Feeds, Session
-from onnxprune.torch_bridge import to_torch, untouched_parameters
+from onnxprune.torch_bridge import inputs_of, to_torch, untouched_parameters
 from results import publish, table
 from zoo.base import EXPORTS, Model, exported, feeds, zoo
 from zoo.halving import halve
 from zoo.public import absent
 from zoo.public import models as public
 
-HEADING = ["model", "export", "attention", "groups", "removed", "largest difference", "seconds", "trainable"]
+HEADING = [
+    "model",
+    "export",
+    "attention",
+    "groups",
+    "removed",
+    "largest difference",
+    "seconds",
+    "trainable",
+    "compiled",
+]
 
 
 def cases(only: str, export: str) -> Iterator[tuple[str, Model, str, str]]:
@@ -42,15 +54,20 @@ def cases(only: str, export: str) -> Iterator[tuple[str, Model, str, str]]:
                     yield from ((name, model, label, attention) for attention in model.attention or ("",))
 
 
-def row(name: str, model: Model, export: str, attention: str, *, residual: bool = False) -> list[object]:
-    """One line of the table; a failure of the exporter, of the analysis or of the law stands where figures would."""
+def row(
+    name: str, model: Model, export: str, attention: str, *, residual: bool = False
+) -> tuple[list[object], Graph | None]:
+    """One line of the table, but for its end, and the compact model.
+
+    A failure of the exporter, of the analysis or of the law stands where figures would.
+    """
     head: list[object] = [name, export, attention]
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # they print graphs
             content = exported(model, export, attention)
         Session(content, device="cpu").run(feeds(model))
     except Exception as error:  # whatever an exporter throws is a result here, or ONNX Runtime on what it wrote
-        return [*head, f"no export: {reason(error)}", "", "", "", ""]
+        return [*head, f"no export: {reason(error)}", "", "", "", ""], None
     start = time.perf_counter()
     try:
         try:
@@ -58,11 +75,11 @@ def row(name: str, model: Model, export: str, attention: str, *, residual: bool 
         except DataError:  # an export of one length, which data settle
             found = halve(content, feeds(model), residual=residual, sample=feeds(model))
     except Exception as error:  # so is what the tool throws
-        return [*head, f"failed: {reason(error)}", "", "", f"{time.perf_counter() - start:.1f}", ""]
+        return [*head, f"failed: {reason(error)}", "", "", f"{time.perf_counter() - start:.1f}", "", ""], None
     seconds = f"{time.perf_counter() - start:.1f}"
     difference = f"{found.difference:.1e}" if found.groups else ""
     removed, trained = f"{100 * found.removed:.1f} %", trainable(found.compact, feeds(model))
-    return [*head, groups(found.groups), removed, difference, seconds, trained]
+    return [*head, groups(found.groups), removed, difference, seconds, trained, ""], found.compact
 
 
 def trainable(graph: Graph, batch: Feeds) -> str:
@@ -74,6 +91,19 @@ def trainable(graph: Graph, batch: Feeds) -> str:
         return f"failed: {reason(error)}"
     count = len(list(module.parameters()))
     return f"all {count}" if not lost else f"{count - len(lost)} of {count}, not {lost[0]}"
+
+
+def compiled(graph: Graph, batch: Feeds) -> str:
+    """Whether torch.compile takes the module as one graph that computes the same."""
+    torch.compiler.reset()
+    module = to_torch(graph, check=False)
+    arguments = inputs_of(graph.inputs, batch)
+    try:
+        found = torch.compile(module, backend="eager", fullgraph=True)(*arguments)
+    except Exception as error:  # as above
+        return f"in pieces: {reason(error)}"
+    same = all(torch.equal(ours, theirs) for ours, theirs in zip(found, module(*arguments), strict=True))
+    return "as one" if same else "failed: it computes something else"
 
 
 def groups(found: Counter[tuple[int, str]]) -> str:
@@ -124,15 +154,23 @@ def main() -> None:
     parser.add_argument("--residual", action="store_true", help="halve the residual streams too")
     options = parser.parse_args()
     rows: list[list[object]] = [HEADING]
+    compact: list[tuple[list[object], Graph, Feeds]] = []
     for case in cases(options.only, options.export):
-        rows.append(row(*case, residual=options.residual))
-        print(*rows[-1], sep=" | ", flush=True)
+        cells, graph = row(*case, residual=options.residual)
+        rows.append(cells)
+        if graph is not None:
+            compact.append((cells, graph, feeds(case[1])))
+        print(*cells, sep=" | ", flush=True)
+    for cells, graph, batch in compact:  # at the end, so that nothing of it reaches the exporters
+        cells[-1] = compiled(graph, batch)
+        print(*cells[:3], cells[-1], sep=" | ", flush=True)
     without = "".join(f" {name} is not installed: its architectures are left out." for name in absent())
     about = (
         f"Random halves of all groups that are pruned {'with --residual' if options.residual else 'by default'}, "
         "random weights, inputs that vary. Differences are from the masked original, relative to the largest output; "
         "seconds are those of analysis, surgery and proof; trainable: how many weights of the compact model, which in "
-        "PyTorch equals ONNX Runtime to 1e-4, are reached by gradients. "
+        "PyTorch equals ONNX Runtime to 1e-4, are reached by gradients; compiled: whether torch.compile takes the "
+        "module as one graph. "
         f"transformers {version('transformers')}.{without}"
     )
     if (options.only, options.export) == ("*", "*"):
