@@ -151,11 +151,6 @@ def registered() -> Iterator[tuple[str, str, int]]:
     yield from sorted((domain, op, entry.since) for (domain, op), entries in _REGISTRY.items() for entry in entries)
 
 
-def roles_of(function: Callable[..., Any]) -> tuple[Role, ...]:
-    """How each input of an operator's function is bound; the last one holds for all that follow."""
-    return _signature(function)[0]
-
-
 def _signature(function: Callable[..., Any]) -> tuple[tuple[Role, ...], int | None, frozenset[str], bool]:
     """Roles of the inputs, how many there may be, names of the keywords, and whether the function returns a tuple."""
     try:
