@@ -173,7 +173,11 @@ def gpu_count() -> int:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a message, without ONNX Runtime's code, category and place in its source in front."""
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """The first line of a message, without ONNX Runtime's code, category and place in its source in front.
+
+    Where it ends in a colon, the next line is what it wants to say.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     text = text.rsplit("[ONNXRuntimeError] : ", 1)[-1].split(" : ", 2)[-1]
     return re.sub(r"^/\S+:\d+ .*?\) (?=[A-Z])", "", text)

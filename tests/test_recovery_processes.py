@@ -19,6 +19,7 @@ from onnx import TensorProto
 
 from builders import Net
 from onnxprune.cli import main
+from onnxprune.errors import BridgeError
 from onnxprune.graph import load
 from onnxprune.recovery import export_fresh
 from onnxprune.runtime import Session
@@ -229,15 +230,30 @@ def test_a_fresh_graph_has_symbolic_lengths_and_all_names(tmp_path: Path) -> Non
     tokens = net.input("batch", "length", kind=TensorProto.INT64)
     h = net.op("Gather", net.weight(9, 8, name="val_0"), tokens)
     sizes = net.op("Concat", net.op("Shape", tokens), net.ints(2, 4), axis=0)
-    h = net.op("Reshape", net.op("MatMul", h, net.weight(8, 8, name="dense")), sizes)
+    h = net.op("Reshape", net.op("MatMul", h, net.weight(8, 8, name="outputs")), sizes)
     heads = net.op("Transpose", h, perm=[0, 2, 1, 3])
     scores = net.op("Softmax", net.op("MatMul", heads, net.op("Transpose", heads, perm=[0, 1, 3, 2])))
     net.output(net.op("MatMul", scores, heads))
     graph = net.graph()
     text = np.random.default_rng(0).integers(0, 9, (3, 6))
     fresh = load(export_fresh(graph, tmp_path / "fresh.onnx", {"x0": text}))
-    assert {"val_0", "dense"} <= set(fresh.constants)
+    assert {"val_0", "outputs"} <= set(fresh.constants)
     for length in (1, 11):
         feeds = {"x0": text[:2].repeat(2, axis=1)[:, :length]}
         ours, theirs = (Session(g.message(), device="cpu").run(feeds)[0] for g in (fresh, graph))
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_an_export_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fails(*arguments: object, **options: object) -> None:
+        try:
+            raise ValueError("Found a conflict:\n- the length is always 7")
+        except ValueError as error:
+            raise RuntimeError("Failed to export. Next steps:\n- read this") from error
+
+    monkeypatch.setattr("torch.onnx.export", fails)
+    net = Net(18)
+    graph = net.output(net.dense(net.input("batch", 4), 4, 2)).graph()
+    with pytest.raises(BridgeError, match=r"fails: Found a conflict: - the length is always 7; the graph without it"):
+        export_fresh(graph, tmp_path / "fresh.onnx", {"x0": np.zeros((2, 4), np.float32)})
+    assert not (tmp_path / "fresh.onnx").exists()

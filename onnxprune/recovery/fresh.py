@@ -70,7 +70,10 @@ def export_fresh(graph: Graph, path: Path, data: object) -> Path:
     except ImportError as error:
         raise BridgeError(f"--export torch needs onnxscript ({error}); pip install onnxscript.") from error
     except Exception as error:  # torch raises a dozen unrelated classes
-        raise BridgeError(f"torch.onnx.export fails: {first_line(error)}; the graph without it is written.") from error
+        cause = error
+        while isinstance(cause.__cause__, Exception):  # the outermost message is advice on the exporter
+            cause = cause.__cause__
+        raise BridgeError(f"torch.onnx.export fails: {first_line(cause)}; the graph without it is written.") from error
     assert program is not None
     _name(program.model.graph)
     fresh = from_proto(_dressed(program.model_proto, graph, axes))
@@ -88,7 +91,7 @@ def _apart(module: fx.GraphModule) -> fx.GraphModule:
     import torch
     from torch import fx
 
-    from onnxprune.torch_bridge.base import FLAGS
+    from onnxprune.torch_bridge.base import SWITCHES
 
     root = torch.nn.Module()
     root.add_module(OWN, module)
@@ -96,7 +99,7 @@ def _apart(module: fx.GraphModule) -> fx.GraphModule:
     calls = fx.Graph()
     calls.output(calls.graph_copy(module.graph, {}))
     for node in calls.nodes:
-        if node.op == "get_attr" and node.target not in FLAGS:
+        if node.op == "get_attr" and node.target not in SWITCHES:
             node.target = f"{OWN}.{node.target}"
     return fx.GraphModule(root, calls).eval()
 

@@ -82,7 +82,7 @@ def _steered(attrs: Mapping[str, Any], kinds: Sequence[Kind]) -> bool:
 
 def depth(value: Numbers) -> int:
     """How many axes numbers have."""
-    return 1 + (depth(value[0]) if value else 0) if isinstance(value, list) else 0
+    return len(shape(value))
 
 
 def flat(value: Numbers) -> list[Any]:
@@ -174,10 +174,14 @@ def size(x: Numbers) -> Numbers:
     return len(flat(x))
 
 
+def is_small(value: Tensor) -> bool:
+    """Whether a constant can be written into the code, where the list of an empty one does not say its shape."""
+    return 0 < value.numel() <= LIMIT or value.shape == (0,)
+
+
 def is_whole(value: Tensor) -> bool:
-    """Whether a constant can be numbers: lists of empty ones and long ones are no good."""
-    few = 0 < value.numel() <= LIMIT or value.shape == (0,)
-    return few and value.dtype in (torch.int64, torch.bool)
+    """Whether a constant can be numbers."""
+    return is_small(value) and value.dtype in (torch.int64, torch.bool)
 
 
 @on_numbers(creation.constant, fits=lambda attrs, kinds: "value" in attrs and is_whole(attrs["value"]))

@@ -19,9 +19,9 @@ from torch import fx
 from onnxprune.errors import BridgeError
 from onnxprune.graph import Graph
 from onnxprune.runtime import first_line
-from onnxprune.torch_bridge.arithmetic import FORMS, LIMIT, Kind, is_whole
+from onnxprune.torch_bridge.arithmetic import FORMS, Kind, is_small, is_whole
 from onnxprune.torch_bridge.arrays import tensor_of
-from onnxprune.torch_bridge.base import Operator, Role, Tensor, find_operator, number, tensor
+from onnxprune.torch_bridge.base import SWITCHES, Operator, Role, Tensor, find_operator, number, tensor
 from onnxprune.torch_bridge.names import place, register
 from onnxprune.torch_bridge.weights import STEERING, Weights
 
@@ -90,7 +90,7 @@ class Assembly:
             flags["outputs"] = len(node.outputs)
         if "opset" in operator.keywords:
             flags["opset"] = self.graph.opset(domain)
-        switched = operator.keywords & {"training", "dropout"}
+        switched = operator.keywords & SWITCHES
         bodies = {name: value for name, value in node.attrs.items() if hasattr(value, "nodes")}
         if not switched and not bodies and not any(isinstance(value, fx.Node) for value in values):
             self._fold(node, operator, values, flags)
@@ -222,7 +222,7 @@ class Assembly:
             return self._kinds.get(value, Kind.DATA)
         if is_whole(value):
             return Kind.COUNTS
-        return Kind.LOCAL if _is_small(value) else Kind.DATA
+        return Kind.LOCAL if is_small(value) else Kind.DATA
 
     def _attribute(self, value: Any, kind: Kind) -> Any:
         if isinstance(value, Tensor):
@@ -298,11 +298,6 @@ def _constant(value: Any) -> Any:
     if hasattr(value, "values"):
         return tensor_of(value.values)
     return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
-
-
-def _is_small(value: Tensor) -> bool:
-    """Whether a constant can be written into the code, where the list of an empty one does not say its shape."""
-    return 0 < value.numel() <= LIMIT or value.shape == (0,)
 
 
 def _is_array(operator: Operator, values: list[Any], i: int) -> bool:

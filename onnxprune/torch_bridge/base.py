@@ -69,8 +69,11 @@ Numbers = Any
 
 MICROSOFT = "com.microsoft"
 
-FLAGS = frozenset({"training", "dropout", "outputs", "opset"})
-"""Keywords of operators that are no attributes."""
+SWITCHES = frozenset({"training", "dropout"})
+"""Keywords of operators that are attributes of the module."""
+
+FLAGS = SWITCHES | {"outputs", "opset"}
+"""Keywords of operators that are no attributes of the node."""
 
 
 @dataclass(frozen=True, slots=True)
