@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.025)
     parser.add_argument("--match-hidden", type=int, default=0)
     parser.add_argument("--label-weight", type=float, default=0.1)
+    parser.add_argument("--temperature", type=int, default=4)
     augmentations = "crop", "half_cutmix", "cutmix"
     parser.add_argument("--augment", choices=augmentations, default="cutmix", help="a function of cifar10.py")
     parser.add_argument("--optimizer", choices=("adamw", "sgd"), default="sgd")
@@ -51,6 +52,7 @@ def main() -> None:
         batch=options.batch,
         rate=options.rate,
         label_weight=options.label_weight,
+        temperature=options.temperature,
         match_hidden=options.match_hidden,
         optimizer=options.optimizer,
         decay=options.decay,
@@ -85,6 +87,7 @@ def main() -> None:
         milliseconds = [f"{1e3 * span[1]:.2f} ms" for span in (found.before, found.after)]
         rows.append([f"latency, batch {found.batch}", milliseconds[0], milliseconds[1], f"x {found.ratio:.3f}"])
     hidden = f", `--match-hidden {options.match_hidden}`" if options.match_hidden else ""
+    temperature = f" at temperature {options.temperature}" if options.temperature != 4 else ""
     seed = f", seed {options.seed}" if options.seed else ""
     publish(
         run,
@@ -92,9 +95,9 @@ def main() -> None:
         f"`prune --macs {options.macs} --criterion {options.criterion} --refit --round-to {options.round_to}`, 1,024 "
         f"calibration images; then `recover` on the 50,000 training images, {options.epochs} epochs of "
         f"{options.optimizer} (batches of {options.batch}, rate {options.rate:g}, decay {options.decay:g}), "
-        f"distillation {1 - options.label_weight:g} and labels {options.label_weight:g}{hidden}, augmentation "
-        f"`{options.augment}`{seed}. Latency: ONNX Runtime, one thread, original and result in turns, median of the "
-        "ratios.",
+        f"distillation {1 - options.label_weight:g}{temperature} and labels {options.label_weight:g}{hidden}, "
+        f"augmentation `{options.augment}`{seed}. Latency: ONNX Runtime, one thread, original and result in turns, "
+        "median of the ratios.",
         table(rows),
     )
 
