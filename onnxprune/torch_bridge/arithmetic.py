@@ -184,12 +184,6 @@ def is_whole(value: Tensor) -> bool:
     return is_small(value) and value.dtype in (torch.int64, torch.bool)
 
 
-@on_numbers(creation.constant, fits=lambda attrs, kinds: "value" in attrs and is_whole(attrs["value"]))
-def constant(*, value: Numbers) -> Numbers:
-    """Numbers from an attribute."""
-    return value
-
-
 @on_numbers(
     creation.constant_of_shape,
     fits=lambda attrs, kinds: kinds[0] is Kind.COUNTS and "value" in attrs and is_whole(attrs["value"]),

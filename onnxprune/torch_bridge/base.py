@@ -212,11 +212,10 @@ def floats(values: list[float] | Tensor | None) -> list[float] | None:
     return [float(value) for value in (values.tolist() if isinstance(values, Tensor) else values)]
 
 
-def integer(value: float | Tensor | list[int]) -> int:
-    """One number that steers an operator, as a Python integer."""
-    if isinstance(value, list):
-        (value,) = value
-    return int(value)
+def integer(value: Numbers | Tensor) -> int:
+    """One number that steers an operator, as a Python integer; a symbolic size stays so, which `int` would settle."""
+    only = number(value)
+    return int(only) if isinstance(only, float | Tensor) else only
 
 
 DTYPES = {

@@ -115,7 +115,7 @@ def raised(value: Any, by: int) -> Any:
 
 
 def test_every_form_has_a_case() -> None:
-    made = {creation.constant, creation.constant_of_shape, creation.range_}  # in the models below
+    made = {creation.constant_of_shape, creation.range_}  # in the models below
     assert {function for function, _, _ in CASES} == FORMS.keys() - made
 
 
@@ -155,6 +155,19 @@ def test_sizes_are_numbers_and_stay_symbolic() -> None:
     exported = torch.export.export(module, (torch.zeros(3, 5),), dynamic_shapes=shapes).module()
     x = torch.ones(4, 11)
     torch.testing.assert_close(exported(x), module(x), rtol=0, atol=0)
+
+
+def test_a_count_made_of_sizes_stays_symbolic() -> None:
+    net = Net(17)
+    x = net.input("batch", "length")
+    half = net.op("Div", net.op("Shape", x, start=1), net.ints(2))
+    net.output(net.ops("TopK", x, half, outputs=2)[0])
+    module = to_torch(net.graph())
+    shapes = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},)
+    exported = torch.export.export(module, (torch.zeros(3, 6),), dynamic_shapes=shapes).module()
+    x = torch.rand(4, 11)
+    torch.testing.assert_close(exported(x), module(x), rtol=0, atol=0)
+    assert_parity(net.graph(), {"x0": x.numpy()})
 
 
 def test_sizes_that_are_no_whole_numbers_are_tensors() -> None:
