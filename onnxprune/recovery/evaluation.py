@@ -9,6 +9,7 @@ import numpy as np
 
 from onnxprune.data import Data
 from onnxprune.errors import DataError, blames
+from onnxprune.recovery.losses import IGNORED, shown_positions
 from onnxprune.recovery.options import Arrays, Watch, from_script, is_script
 
 Run = Callable[[Arrays], list[np.ndarray]]
@@ -25,7 +26,9 @@ class Evaluator:
         rises: whether more is better.
     """
 
-    def __init__(self, watch: Watch, data: Data, teacher: Run | None, loss: Loss, *, outputs: int) -> None:
+    def __init__(
+        self, watch: Watch, data: Data, teacher: Run | None, loss: Loss, *, outputs: int, next_token: bool
+    ) -> None:
         """Prepares a metric.
 
         Args:
@@ -34,13 +37,14 @@ class Evaluator:
             teacher: runs the original.
             loss: computes the loss that is trained.
             outputs: how many outputs the model has, hidden states left out.
+            next_token: whether an output says what the label of the next position is.
 
         Raises:
             DataError: the metric needs labels or a teacher that are not there.
         """
         labelled = data.first(1).labels is not None
         self.watch, self.data, self._teacher, self._loss = watch, data, teacher, loss
-        self._outputs = outputs
+        self._outputs, self._next_token = outputs, next_token
         self.metric = watch.metric or ("top1" if labelled else "loss")
         self.rises = self.metric != "loss"
         if self.metric == "top1" and not labelled:
@@ -57,23 +61,33 @@ class Evaluator:
         """
         if self._script is not None:
             return self._scripted(run)
-        total = samples = 0.0
+        total = count = 0.0
         for feeds, labels, real in self._batches():
             outputs = [output[:real] for output in run(feeds)]
-            total += self._batch(feeds, outputs, labels, real)
-            samples += real
-        return total / samples
+            value, weight = self._batch(feeds, outputs, labels, real)
+            total, count = total + value, count + weight
+        if not count:
+            raise DataError(f"nothing in {self.data.source} counts: it is masked, or its labels are all -100.")
+        return total / count
 
-    def _batch(self, feeds: Arrays, outputs: list[np.ndarray], labels: np.ndarray | None, real: int) -> float:
-        """The sum over a batch."""
+    def _batch(
+        self, feeds: Arrays, outputs: list[np.ndarray], labels: np.ndarray | None, real: int
+    ) -> tuple[float, float]:
+        """The sum over a batch, and how many samples or positions it is over."""
         if self.metric == "loss":
-            return self._loss(feeds, outputs, labels) * real
+            return self._loss(feeds, outputs, labels) * real, real
         chosen = _classes(outputs[0], self.metric)
         if self.metric == "top1":
-            return float((chosen == np.asarray(labels).reshape(chosen.shape)).sum()) / (chosen.size / real)
+            known = np.asarray(labels).reshape(chosen.shape)
+            if self._next_token and known.ndim > 1:
+                chosen, known = chosen[:, :-1], known[:, 1:]
+            return float((chosen == known).sum()), float((known != IGNORED).sum())
         assert self._teacher is not None
-        theirs = _classes(self._teacher(feeds)[0][:real], self.metric)
-        return float((chosen == theirs).mean()) * real
+        same = chosen == _classes(self._teacher(feeds)[0][:real], self.metric)
+        shown = shown_positions({name: array[:real] for name, array in feeds.items()})
+        if shown is not None and shown.shape == same.shape:
+            same = same[shown]
+        return float(same.sum()), float(same.size)
 
     def _scripted(self, run: Run) -> float:
         assert self._script is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from onnxprune.errors import BridgeError, PlanError
 from onnxprune.recovery.augmentation import Augmentation
 from onnxprune.recovery.checkpoint import Checkpoint, Log
 from onnxprune.recovery.evaluation import Evaluator
-from onnxprune.recovery.losses import Objective, labels_that_count
+from onnxprune.recovery.losses import Objective, known_of, labels_that_count, shown_positions
 from onnxprune.recovery.options import Arrays, Execution, Progress, Training
 from onnxprune.recovery.parallel import Processes, waits_for_gradients
 from onnxprune.recovery.samples import Samples, Schedule
@@ -90,6 +90,8 @@ class Loop:
         self.average = Average(setting.student.trained(), training.ema) if training.ema else None
         known = setting.samples.labels
         self.counted = None if known is None else labels_that_count(known, training)
+        shown = shown_positions(setting.samples.inputs)
+        self.seen = None if shown is None else float(shown.sum()) / len(shown)
         self.done = 0
         self.best: float | None = None
         self.chosen: dict[str, torch.Tensor] = {}
@@ -182,8 +184,8 @@ class Loop:
         targets: list[torch.Tensor] = []
         if self.s.teacher and self.s.objective.learns:
             targets = [tensor_of(target).to(self.device) for target in self.s.teacher.targets(rows, arrays)]
-        known = None if labels is None else torch.tensor(labels, device=self.device)
-        return self.s.objective(self._forward(arrays), targets, known, self.counted)
+        known = replace(known_of(arrays, labels, self.device), counted=self.counted, seen=self.seen)
+        return self.s.objective(self._forward(arrays), targets, known)
 
     def _forward(self, arrays: Arrays) -> tuple[torch.Tensor, ...]:
         inputs = self.s.student.arguments(arrays, self.device)

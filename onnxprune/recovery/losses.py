@@ -1,8 +1,8 @@
 """What is minimized: the distance from the original's outputs, and from labels.
 
 Every loss is a mean over samples, squared errors are relative to a variance that is measured once, on the first
-samples, and classes to the number of labels that count in a sample of all data: so a step computed in parts, in one
-process or several, has the loss and the gradient of the whole step, wherever the padding lies.
+samples, and sums over positions to the number of those that count in a sample of all data: so a step computed in parts,
+in one process or several, has the loss and the gradient of the whole step, wherever the padding lies.
 """
 
 from __future__ import annotations
@@ -36,12 +36,32 @@ class Shape:
     variances: tuple[float, ...]
 
 
-def shape_of(outputs: Sequence[np.ndarray], hidden: Sequence[np.ndarray] = ()) -> Shape:
-    """Looks at the outputs of the first samples, and at hidden states."""
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a batch, besides what models say about it.
+
+    Attributes:
+        labels: where they are learnt from or say what does not count.
+        shown: what `shown_positions` gives.
+        counted: labels of a sample that count, on average over all data; that of the batch when None.
+        seen: positions of a sample that are shown, on average over all data; that of the batch when None.
+    """
+
+    labels: torch.Tensor | None = None
+    shown: torch.Tensor | None = None
+    counted: float | None = None
+    seen: float | None = None
+
+
+def shape_of(
+    outputs: Sequence[np.ndarray], hidden: Sequence[np.ndarray] = (), shown: np.ndarray | None = None
+) -> Shape:
+    """Looks at the outputs of the first samples, and at hidden states, where they are shown."""
     floating = [np.asarray(array, np.float64) for array in (*outputs, *hidden)]
+    seen = [array if shown is None or array.shape[:2] != shown.shape else array[shown] for array in floating]
     return Shape(
         tuple(_is_probability(array) for array in floating[: len(outputs)]),
-        tuple(max(float(array.var()), 1e-12) for array in floating),
+        tuple(max(float(array.var()), 1e-12) if array.size else 1.0 for array in seen),
     )
 
 
@@ -66,16 +86,14 @@ class Objective:
         self,
         outputs: Sequence[torch.Tensor],
         targets: Sequence[torch.Tensor],
-        labels: torch.Tensor | None,
-        counted: float | None = None,
+        known: Known,
     ) -> torch.Tensor:
         """The loss.
 
         Args:
             outputs: of the model, its hidden states behind them.
             targets: the same of the original; empty without one.
-            labels: of the batch, where they are learnt from or say what does not count.
-            counted: labels of a sample that count, on average over all data; that of the batch when None.
+            known: of the batch.
 
         Raises:
             BridgeError: there is nothing floating to learn from.
@@ -86,17 +104,13 @@ class Objective:
         loss = torch.zeros((), device=outputs[0].device)
         weight = self.training.label_weight
         if self.learns and weight < 1:
-            loss = loss + (1 - weight) * self._distillation(outputs, targets, labels, counted)
-        if weight > 0 and labels is not None:
-            loss = loss + weight * self._task(outputs[: len(self.shape.probabilities)], labels, counted)
+            loss = loss + (1 - weight) * self._distillation(outputs, targets, known)
+        if weight > 0 and known.labels is not None:
+            loss = loss + weight * self._task(outputs[: len(self.shape.probabilities)], known.labels, known.counted)
         return loss
 
     def _distillation(
-        self,
-        outputs: Sequence[torch.Tensor],
-        targets: Sequence[torch.Tensor],
-        labels: torch.Tensor | None,
-        counted: float | None,
+        self, outputs: Sequence[torch.Tensor], targets: Sequence[torch.Tensor], known: Known
     ) -> torch.Tensor:
         """How far the outputs are from the original's, and the hidden states."""
         import torch
@@ -108,24 +122,35 @@ class Objective:
         for i, (output, target) in enumerate(zip(outputs, targets, strict=True)):
             if not output.is_floating_point():
                 continue
-            output, target = output.float(), target.float()
-            if i < count and self._is_classes(i, output):
+            classes = i < count and self._is_classes(i, output)
+            output, target, total = self._that_counts(i, output.float(), target.float(), known)
+            if classes:
                 t = self.training.temperature
-                total: float = output.shape[:-1].numel()
-                if labels is not None and self._is_tokens(i, output):
-                    counts = self._next(output, labels)[1] != IGNORED
-                    total = _total(counts, counted)
-                    output, target = output[:, :-1][counts], target[:, :-1][counts]
                 student = functional.log_softmax(self._logits(output, i) / t, dim=-1)
                 original = functional.log_softmax(self._logits(target, i) / t, dim=-1)
+                total *= output.shape[1:-1].numel()
                 losses.append(t * t * functional.kl_div(student, original, log_target=True, reduction="sum") / total)
             else:
-                error = functional.mse_loss(output, target) / self.shape.variances[i]
+                total *= output.shape[1:].numel() * self.shape.variances[i]
+                error = functional.mse_loss(output, target, reduction="sum") / total
                 (losses if i < count else hidden).append(error)
         if not losses:
             raise BridgeError("the model has no floating-point output to learn from.")
         loss = torch.stack(losses).mean()
         return loss + self.training.match_hidden * torch.stack(hidden).mean() if hidden else loss
+
+    def _that_counts(
+        self, i: int, output: torch.Tensor, target: torch.Tensor, known: Known
+    ) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """What counts of an output and of the original's, and how many rows a batch has of that on average."""
+        if known.labels is not None and self._is_tokens(i, output):
+            counts, average = self._next(output, known.labels)[1] != IGNORED, known.counted
+            output, target = output[:, :-1], target[:, :-1]
+        elif known.shown is not None and output.shape[:2] == known.shown.shape:
+            counts, average = known.shown, known.seen
+        else:
+            return output, target, output.shape[:1].numel()
+        return output[counts], target[counts], _total(counts, average)
 
     def _is_classes(self, i: int, output: torch.Tensor) -> bool:
         if self.training.loss != "auto":
@@ -204,6 +229,17 @@ def known_labels(inputs: Arrays, labels: np.ndarray | None, training: Training) 
     return token_labels(inputs) if training.label_weight > 0 or "attention_mask" in inputs else None
 
 
+def known_of(arrays: Arrays, labels: np.ndarray | None, device: torch.device | None = None) -> Known:
+    """What is known of a batch, from its inputs and labels."""
+    import torch
+
+    shown = shown_positions(arrays)
+    return Known(
+        None if labels is None else torch.tensor(labels, device=device),
+        None if shown is None else torch.tensor(shown, device=device),
+    )
+
+
 def labels_that_count(labels: np.ndarray, training: Training) -> float:
     """How many labels of a sample count, on average."""
     shown = labels[:, 1:] if training.task == "next-token" and labels.ndim > 1 else labels
@@ -223,7 +259,16 @@ def token_labels(inputs: Arrays) -> np.ndarray:
         found = ", ".join(tokens) or "none"
         raise DataError(f"--task next-token needs one input of whole numbers, (samples, tokens); there are: {found}.")
     (labels,) = tokens.values()
+    shown = shown_positions(inputs)
+    return np.where(shown, labels, IGNORED) if shown is not None and shown.shape == labels.shape else labels
+
+
+def shown_positions(inputs: Arrays) -> np.ndarray | None:
+    """Where `attention_mask` is not 0, (samples, positions); None where no input is called so.
+
+    Beside a decoder's inputs it is of the encoder alone, and the positions of the two cannot be told apart.
+    """
     mask = inputs.get("attention_mask")
-    if mask is not None and mask.shape == labels.shape:
-        labels = np.where(mask != 0, labels, IGNORED)
-    return labels
+    if mask is None or mask.ndim != 2 or any(name.startswith("decoder") for name in inputs):
+        return None
+    return mask != 0

@@ -19,7 +19,7 @@ from onnxprune.errors import DataError, GoalMissed, PlanError
 from onnxprune.graph import Graph, load
 from onnxprune.records import Plan
 from onnxprune.recovery.augmentation import Augmentation
-from onnxprune.recovery.losses import Objective, known_labels, shape_of
+from onnxprune.recovery.losses import Objective, known_labels, known_of, shape_of, shown_positions
 from onnxprune.recovery.options import Arrays, Augment, Execution, Progress, Training, Watch
 from onnxprune.recovery.parallel import Processes, processes
 from onnxprune.recovery.samples import Samples, plan_epochs, read
@@ -157,7 +157,7 @@ def _setting(
             teacher.remember(samples, training.batch, execution.cache, progress)
     first = samples.first(min(SHAPE_SAMPLES, training.batch))
     known = teacher.run(first) if teacher else Session(graph.message(), device="cpu").run(first)
-    shape = shape_of(known[: len(graph.outputs)], known[len(graph.outputs) :])
+    shape = shape_of(known[: len(graph.outputs)], known[len(graph.outputs) :], shown_positions(first))
     objective = Objective(training, shape, learns=learns)
     return Setting(student, samples, teacher, objective, schedule, training, execution, joined, augmentation, progress)
 
@@ -203,12 +203,12 @@ def _evaluator(setting: Setting, watch: Watch) -> Evaluator:
         if teacher and setting.objective.learns:
             targets = [tensor_of(target[: len(outputs[0])]) for target in teacher.run(feeds)]
         cut = {name: array[: len(outputs[0])] for name, array in feeds.items()}
-        labels = known_labels(cut, labels, setting.training)
-        known = None if labels is None else torch.tensor(labels)
+        known = known_of(cut, known_labels(cut, labels, setting.training))
         with torch.no_grad():
             return float(setting.objective([torch.tensor(output) for output in outputs], targets, known))
 
-    return Evaluator(watch, data, teacher.run if teacher else None, loss, outputs=len(graph.outputs))
+    outputs, next_token = len(graph.outputs), setting.training.task == "next-token"
+    return Evaluator(watch, data, teacher.run if teacher else None, loss, outputs=outputs, next_token=next_token)
 
 
 def _identity(setting: Setting, watch: Watch | None) -> dict[str, Any]:

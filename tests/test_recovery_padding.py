@@ -1,0 +1,90 @@
+"""Positions that the attention mask hides, or whose label is -100, have no part in losses and metrics."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto
+
+from builders import Net
+from onnxprune.errors import DataError
+from onnxprune.graph import Graph
+from onnxprune.recovery import Execution, Training, Watch, recover
+from onnxprune.recovery.losses import shown_positions
+
+GENERATOR = np.random.default_rng(0)
+TOKENS, REAL = GENERATOR.integers(0, 7, (24, 10)), GENERATOR.integers(0, 11, (24, 1))
+REAL[0] = 0  # a sample of nothing but padding
+SHOWN = np.arange(10) < REAL
+MASKED = {"input_ids": TOKENS, "attention_mask": SHOWN.astype(np.int64)}
+OTHER = MASKED | {"input_ids": np.where(SHOWN, TOKENS, 6 - TOKENS)}
+
+
+def encoder(seed: int) -> Graph:
+    """Five features for each token, of hidden positions as well."""
+    net = Net(seed=seed)
+    tokens, mask = (net.input("N", "T", kind=TensorProto.INT64) for _ in range(2))
+    unused = net.op("Mul", net.op("Unsqueeze", net.op("Cast", mask, to=1), net.ints(2)), net.constant(np.zeros(1, "f")))
+    h = net.op("Add", net.op("Gather", net.weight(7, 12), tokens), unused)
+    h = net.op("Relu", net.op("MatMul", h, net.weight(12, 16)))
+    net.output(net.op("MatMul", h, net.weight(16, 5)))
+    for put, name in zip(net.inputs, MASKED, strict=True):
+        for node in net.nodes:
+            node.input[:] = [name if read == put.name else read for read in node.input]
+        put.name = name
+    return net.graph()
+
+
+def entries(path: Path, key: str) -> list[float]:
+    return [entry[key] for line in path.read_text().splitlines() if key in (entry := json.loads(line))]
+
+
+@pytest.mark.parametrize("loss", ["mse", "kl"])
+@pytest.mark.parametrize("hidden", [0.0, 1.0])
+def test_hidden_positions_take_no_part(loss: str, hidden: float, tmp_path: Path) -> None:
+    """Steps in parts give the loss of whole ones, wherever the padding lies, and it may hold anything."""
+    found = []
+    for samples, accumulate in ((MASKED, 1), (MASKED, 8), (OTHER, 1)):
+        training = Training(epochs=3, batch=8, rate=1e-2, loss=loss, match_hidden=hidden, accumulate=accumulate)
+        execution = Execution(losses=tmp_path / "losses.jsonl")
+        recover(encoder(1), samples, teacher=encoder(0), training=training, execution=execution)
+        found.append(entries(tmp_path / "losses.jsonl", "loss"))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
+    np.testing.assert_allclose(found[2], found[0], rtol=1e-5)
+    assert found[0][-1] < found[0][0]
+
+
+def measured(caplog: pytest.LogCaptureFixture, data: dict[str, np.ndarray], metric: str, **options: str) -> float:
+    """What a metric says before the first step."""
+    caplog.clear()
+    training = Training(epochs=1, batch=24, rate=1e-9, **options)
+    with caplog.at_level(logging.INFO, logger="onnxprune"):
+        recover(encoder(1), MASKED, teacher=encoder(0), training=training, watch=Watch(data, metric))
+    (said,) = (record.getMessage() for record in caplog.records if record.getMessage().startswith("before: "))
+    return float(said.split()[-1])
+
+
+def test_metrics_leave_out_what_does_not_count(caplog: pytest.LogCaptureFixture) -> None:
+    from test_recovery_objectives import outputs
+
+    ours, theirs = (outputs(encoder(seed), MASKED)[0].argmax(-1) for seed in (1, 0))
+    assert abs(measured(caplog, MASKED, "agreement") - (ours == theirs)[SHOWN].mean()) < 1e-4
+    assert measured(caplog, OTHER, "agreement") == measured(caplog, MASKED, "agreement")
+    labels = np.where(SHOWN, theirs, -100)
+    assert abs(measured(caplog, MASKED | {"labels": labels}, "top1") - (ours == labels)[SHOWN].mean()) < 1e-4
+    hits = ours[:, :-1] == labels[:, 1:]
+    right = hits[SHOWN[:, 1:]].mean()
+    assert abs(measured(caplog, MASKED | {"labels": labels}, "top1", task="next-token") - right) < 1e-4
+    with pytest.raises(DataError, match=r"nothing in .* counts: it is masked, or its labels are all -100"):
+        measured(caplog, MASKED | {"labels": np.full_like(labels, -100)}, "top1")
+
+
+def test_which_positions_are_shown() -> None:
+    shown = shown_positions(MASKED)
+    assert shown is not None and (shown == SHOWN).all()
+    assert shown_positions({"attention_mask": SHOWN[:, None]}) is shown_positions({"x": TOKENS}) is None
+    assert shown_positions(MASKED | {"decoder_input_ids": TOKENS}) is None
