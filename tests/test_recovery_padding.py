@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from onnx import TensorProto
 
 from builders import Net
 from onnxprune.errors import DataError
 from onnxprune.graph import Graph
 from onnxprune.recovery import Execution, Training, Watch, recover
-from onnxprune.recovery.losses import shown_positions
+from onnxprune.recovery.losses import Known, Objective, shape_of, shown_positions
 
 GENERATOR = np.random.default_rng(0)
 TOKENS, REAL = GENERATOR.integers(0, 7, (24, 10)), GENERATOR.integers(0, 11, (24, 1))
@@ -81,6 +82,14 @@ def test_metrics_leave_out_what_does_not_count(caplog: pytest.LogCaptureFixture)
     assert abs(measured(caplog, MASKED | {"labels": labels}, "top1", task="next-token") - right) < 1e-4
     with pytest.raises(DataError, match=r"nothing in .* counts: it is masked, or its labels are all -100"):
         measured(caplog, MASKED | {"labels": np.full_like(labels, -100)}, "top1")
+
+
+def test_classes_are_no_positions() -> None:
+    """Where an answer starts is one of ten classes, as many as there are positions."""
+    generator = torch.Generator().manual_seed(0)
+    output, target = (torch.randn(24, 10, generator=generator) for _ in range(2))
+    objective = Objective(Training(), shape_of([target.numpy()], (), SHOWN), learns=True)
+    assert objective([output], [target], Known(shown=torch.tensor(SHOWN))) == objective([output], [target], Known())
 
 
 def test_which_positions_are_shown() -> None:

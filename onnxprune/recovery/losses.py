@@ -58,11 +58,16 @@ def shape_of(
 ) -> Shape:
     """Looks at the outputs of the first samples, and at hidden states, where they are shown."""
     floating = [np.asarray(array, np.float64) for array in (*outputs, *hidden)]
-    seen = [array if shown is None or array.shape[:2] != shown.shape else array[shown] for array in floating]
+    seen = [array[shown] if _has_positions(array, shown) else array for array in floating]
     return Shape(
         tuple(_is_probability(array) for array in floating[: len(outputs)]),
         tuple(max(float(array.var()), 1e-12) if array.size else 1.0 for array in seen),
     )
+
+
+def _has_positions(value: Any, shown: Any) -> bool:
+    """Whether an array holds features of the positions that are shown; one of two axes may hold classes as well."""
+    return shown is not None and value.ndim > 2 and value.shape[:2] == shown.shape
 
 
 def _is_probability(output: np.ndarray) -> bool:
@@ -146,7 +151,7 @@ class Objective:
         if known.labels is not None and self._is_tokens(i, output):
             counts, average = self._next(output, known.labels)[1] != IGNORED, known.counted
             output, target = output[:, :-1], target[:, :-1]
-        elif known.shown is not None and output.shape[:2] == known.shown.shape:
+        elif known.shown is not None and _has_positions(output, known.shown):
             counts, average = known.shown, known.seen
         else:
             return output, target, output.shape[:1].numel()
