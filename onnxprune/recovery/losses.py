@@ -66,8 +66,11 @@ def shape_of(
 
 
 def _has_positions(value: Any, shown: Any) -> bool:
-    """Whether an array holds features of the positions that are shown; one of two axes may hold classes as well."""
-    return shown is not None and value.ndim > 2 and value.shape[:2] == shown.shape
+    """Whether an array holds features of the positions that are shown: with two axes it may hold as many classes.
+
+    With four it may hold as many heads.
+    """
+    return shown is not None and value.ndim == 3 and value.shape[:2] == shown.shape
 
 
 def _is_probability(output: np.ndarray) -> bool:
