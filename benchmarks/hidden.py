@@ -2,7 +2,8 @@
 
     python benchmarks/hidden.py
 
-takes half an hour on two cores. It prunes as `resnet56.py --round-to 8` does, then recovers with several weights of `match_hidden`.
+takes half an hour on two cores. It prunes as `resnet56.py --round-to 8` does, then recovers with several weights of
+`match_hidden`.
 """
 
 from __future__ import annotations
