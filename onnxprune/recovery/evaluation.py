@@ -84,9 +84,9 @@ class Evaluator:
             return float((chosen == known).sum()), float((known != IGNORED).sum())
         assert self._teacher is not None
         same = chosen == _classes(self._teacher(feeds)[0][:real], self.metric)
-        shown = shown_positions({name: array[:real] for name, array in feeds.items()})
-        if shown is not None and shown.shape == same.shape:
-            same = same[shown]
+        shown = shown_positions(feeds)
+        if shown is not None and shown[:real].shape == same.shape:
+            same = same[shown[:real]]
         return float(same.sum()), float(same.size)
 
     def _scripted(self, run: Run) -> float:
