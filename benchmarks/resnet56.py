@@ -2,9 +2,9 @@
 
     python benchmarks/resnet56.py
 
-takes an hour on two cores and goes on where it was when it is started again. Widths are multiples of 4, which is more
-accurate than the block of ONNX Runtime's convolutions, 8 with AVX2, and less fast (`--round-to 8`). Every choice of
-options has its own table and checkpoint.
+takes an hour on two cores and goes on where it was when it is started again. Widths are multiples of 4, which
+leaves more weights for the same work than multiples of 8 (`--round-to 8`), the block of ONNX Runtime's convolutions
+with AVX2, and is less fast. Every choice of options has its own table and checkpoint.
 """
 
 from __future__ import annotations

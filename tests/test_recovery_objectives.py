@@ -82,29 +82,6 @@ def test_next_tokens_are_their_own_labels() -> None:
     assert (outputs(same, data)[0][:, :9].argmax(-1) == guess).mean() > 0.95
 
 
-@pytest.mark.parametrize("label_weight", [0.0, 0.5, 1.0])
-def test_padding_takes_no_part(label_weight: float, tmp_path: Path) -> None:
-    """Steps in parts give the loss of whole ones, wherever the padding lies, and it may hold anything."""
-    generator = np.random.default_rng(0)
-    tokens, real = generator.integers(0, 7, (24, 10)), generator.integers(0, 11, (24, 1))
-    real[0] = 0  # a sample of nothing but padding
-    counts = np.arange(10) < real
-    data = {"input_ids": tokens, "attention_mask": np.ones_like(tokens), "labels": np.where(counts, tokens, -100)}
-    other = data | {"input_ids": np.where(counts, tokens, 6 - tokens)}  # the mask shows it to both models
-    found = []
-    for samples, accumulate in ((data, 1), (data, 8), (other, 1)):
-        training = Training(
-            epochs=3, batch=8, rate=1e-2, label_weight=label_weight, task="next-token", accumulate=accumulate
-        )
-        execution = Execution(losses=tmp_path / "losses.jsonl")
-        teacher = language_model(0) if label_weight < 1 else None
-        recover(language_model(1), samples, teacher=teacher, training=training, execution=execution)
-        found.append([json.loads(line)["loss"] for line in (tmp_path / "losses.jsonl").read_text().splitlines()])
-    np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
-    np.testing.assert_allclose(found[2], found[0], rtol=1e-5)
-    assert found[0][-1] < found[0][0]
-
-
 def test_lengths_that_differ_cannot_be_mixed() -> None:
     data = [{name: np.ones((4, length), np.int64) for name in ("input_ids", "attention_mask")} for length in (5, 3)]
     with pytest.raises(DataError, match=r"'input_ids' differ in shape, such as \(5,\) and \(3,\); .* pad them to one"):

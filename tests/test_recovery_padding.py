@@ -16,6 +16,7 @@ from onnxprune.errors import DataError
 from onnxprune.graph import Graph
 from onnxprune.recovery import Execution, Training, Watch, recover
 from onnxprune.recovery.losses import Known, Objective, shape_of, shown_positions
+from test_recovery_objectives import language_model, outputs
 
 GENERATOR = np.random.default_rng(0)
 TOKENS, REAL = GENERATOR.integers(0, 7, (24, 10)), GENERATOR.integers(0, 11, (24, 1))
@@ -44,6 +45,24 @@ def entries(path: Path, key: str) -> list[float]:
     return [entry[key] for line in path.read_text().splitlines() if key in (entry := json.loads(line))]
 
 
+@pytest.mark.parametrize("label_weight", [0.0, 0.5, 1.0])
+def test_labels_that_do_not_count_take_no_part(label_weight: float, tmp_path: Path) -> None:
+    """Steps in parts give the loss of whole ones, wherever the padding lies, and it may hold anything."""
+    shown = {"attention_mask": np.ones_like(TOKENS), "labels": np.where(SHOWN, TOKENS, -100)}  # to both models
+    found = []
+    for samples, accumulate in ((MASKED, 1), (MASKED, 8), (OTHER, 1)):
+        training = Training(
+            epochs=3, batch=8, rate=1e-2, label_weight=label_weight, task="next-token", accumulate=accumulate
+        )
+        execution = Execution(losses=tmp_path / "losses.jsonl")
+        teacher = language_model(0) if label_weight < 1 else None
+        recover(language_model(1), samples | shown, teacher=teacher, training=training, execution=execution)
+        found.append(entries(tmp_path / "losses.jsonl", "loss"))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
+    np.testing.assert_allclose(found[2], found[0], rtol=1e-5)
+    assert found[0][-1] < found[0][0]
+
+
 @pytest.mark.parametrize("loss", ["mse", "kl"])
 @pytest.mark.parametrize("hidden", [0.0, 1.0])
 def test_hidden_positions_take_no_part(loss: str, hidden: float, tmp_path: Path) -> None:
@@ -70,8 +89,6 @@ def measured(caplog: pytest.LogCaptureFixture, data: dict[str, np.ndarray], metr
 
 
 def test_metrics_leave_out_what_does_not_count(caplog: pytest.LogCaptureFixture) -> None:
-    from test_recovery_objectives import outputs
-
     ours, theirs = (outputs(encoder(seed), MASKED)[0].argmax(-1) for seed in (1, 0))
     assert abs(measured(caplog, MASKED, "agreement") - (ours == theirs)[SHOWN].mean()) < 1e-4
     assert measured(caplog, OTHER, "agreement") == measured(caplog, MASKED, "agreement")

@@ -67,7 +67,9 @@ class Evaluator:
             value, weight = self._batch(feeds, outputs, labels, real)
             total, count = total + value, count + weight
         if not count:
-            raise DataError(f"nothing in {self.data.source} counts: it is masked, or its labels are all -100.")
+            raise DataError(
+                f"nothing in {self.data.source} counts: it is masked, or its labels are all -100; give others."
+            )
         return total / count
 
     def _batch(

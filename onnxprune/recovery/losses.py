@@ -58,19 +58,19 @@ def shape_of(
 ) -> Shape:
     """Looks at the outputs of the first samples, and at hidden states, where they are shown."""
     floating = [np.asarray(array, np.float64) for array in (*outputs, *hidden)]
-    seen = [array[shown] if _has_positions(array, shown) else array for array in floating]
+    seen = [array if shown is None or not _has_positions(array, shown) else array[shown] for array in floating]
     return Shape(
         tuple(_is_probability(array) for array in floating[: len(outputs)]),
         tuple(max(float(array.var()), 1e-12) if array.size else 1.0 for array in seen),
     )
 
 
-def _has_positions(value: Any, shown: Any) -> bool:
+def _has_positions(value: np.ndarray | torch.Tensor, shown: np.ndarray | torch.Tensor) -> bool:
     """Whether an array holds features of the positions that are shown: with two axes it may hold as many classes.
 
     With four it may hold as many heads.
     """
-    return shown is not None and value.ndim == 3 and value.shape[:2] == shown.shape
+    return bool(value.ndim == 3 and value.shape[:2] == shown.shape)
 
 
 def _is_probability(output: np.ndarray) -> bool:
@@ -90,12 +90,7 @@ class Objective:
         if is_script(training.task):
             self.script = from_script(training.task, "loss")
 
-    def __call__(
-        self,
-        outputs: Sequence[torch.Tensor],
-        targets: Sequence[torch.Tensor],
-        known: Known,
-    ) -> torch.Tensor:
+    def __call__(self, outputs: Sequence[torch.Tensor], targets: Sequence[torch.Tensor], known: Known) -> torch.Tensor:
         """The loss.
 
         Args:
