@@ -118,13 +118,16 @@ def attention(
 def _padding(mask: Tensor, q: Tensor, k: Tensor, value: float) -> Tensor:
     """ONNX Runtime's masks, for scores [B,h,S,T]: how many keys, from which to which, or which ones [B,T], [B,S,T].
 
+    Behind how many there are, [3B+2] numbers in all, may stand where rows begin in a batch without padding.
+
     Raises:
         BridgeError: it is one of its other masks.
     """
     columns, batch = torch.arange(k.shape[2], device=q.device), q.shape[0]
-    if mask.dim() == 1 and mask.shape[0] in (batch, 2 * batch):
-        last, first = mask[:batch, None], mask[batch:, None]
-        keep = (columns < last) & (columns >= first if len(first) else columns >= 0)
+    if mask.dim() == 1 and mask.shape[0] in (batch, 2 * batch, 3 * batch + 2):
+        keep = columns < mask[:batch, None]
+        if mask.shape[0] == 2 * batch:
+            keep = keep & (columns >= mask[batch:, None])
         return _added(keep[:, None, None], q, value)
     if mask.dim() in (2, 3):
         return _added((mask > 0).reshape(batch, 1, -1, mask.shape[-1]), q, value)
@@ -174,11 +177,16 @@ def fused_attention(
     return (_flat(y),) if outputs == 1 else (_flat(y), torch.stack([k, v]))
 
 
+def _apart(x: Tensor) -> list[Tensor]:
+    """Tensors [B,S,(h,w)] that are one tensor [B,S,h,n,w]."""
+    return [part.flatten(2) for part in x.unbind(3)]
+
+
 @operator("MultiHeadAttention", domain=MICROSOFT)
 def multi_head_attention(
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    key: Tensor | None = None,
+    value: Tensor | None = None,
     bias: Weight | None = None,
     key_padding_mask: Tensor | None = None,
     attention_bias: Summand | None = None,
@@ -191,10 +199,14 @@ def multi_head_attention(
     unidirectional: int = 0,
     outputs: int,
 ) -> tuple[Tensor | None, ...]:
-    """Attention of queries, keys and values, each with its part of the bias; also the new caches, the scores."""
-    parts = [query, key, value]
+    """Attention of queries, keys and values, each with its part of the bias; also the new caches, the scores.
+
+    All three may be one tensor [B,S,h,3,w], or keys and values one [B,T,h,2,w].
+    """
+    parts = _apart(query) if key is None else [query, *(_apart(key) if value is None else [key, value])]
     if bias is not None:
-        pieces = torch.split(bias, [query.shape[-1]] * 2 + [len(bias) - 2 * query.shape[-1]])
+        width = parts[0].shape[-1]
+        pieces = torch.split(bias, [width, width, len(bias) - 2 * width])
         parts = [x + piece if x.dim() == 3 else x for x, piece in zip(parts, pieces, strict=True)]
     q, k, v = (_heads(x, num_heads) for x in parts)
     before = 0 if past_key is None else past_key.shape[2]
@@ -206,8 +218,8 @@ def multi_head_attention(
 
 
 def _special(attrs: dict[str, Any]) -> str | None:
-    names = "kv_cache_bit_width", "qk_output", "sliding_window_cache"
-    return next((name for name in names if attrs.get(name, 0) > 0), None)
+    usual = {"kv_cache_bit_width": 0, "k_quant_type": "NONE", "v_quant_type": "NONE", "sliding_window_cache": 0}
+    return next((name for name, value in usual.items() if attrs.get(name, value) != value), None)
 
 
 @operator("GroupQueryAttention", domain=MICROSOFT, lacks=_special)
@@ -224,6 +236,10 @@ def group_query_attention(
     position_ids: Tensor | None = None,
     attention_bias: Summand | None = None,
     head_sink: Weight | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+    q_norm_weight: Weight | None = None,
+    k_norm_weight: Weight | None = None,
     *,
     kv_num_heads: int,
     num_heads: int,
@@ -241,12 +257,17 @@ def group_query_attention(
     softcap: float = 0.0,
     v_quant_type: str = "NONE",
     outputs: int,
-) -> tuple[Tensor, ...]:
-    """Causal attention of grouped heads, rotated first, with `seqlens_k` + 1 keys per row; also the new caches."""
+) -> tuple[Tensor | None, ...]:
+    """Causal attention of grouped heads, normalized and rotated first, with `seqlens_k` + 1 keys per row.
+
+    Also the new caches, and the scores before softmax, where those of hidden keys are 0, or after it.
+    """
     if key is None or value is None:
         width = query.shape[2] // (num_heads + 2 * kv_num_heads)
         query, key, value = torch.split(query, [num_heads * width, kv_num_heads * width, kv_num_heads * width], 2)
     q, k, v = _heads(query, num_heads), _heads(key, kv_num_heads), _heads(value, kv_num_heads)
+    if q_norm_weight is not None and k_norm_weight is not None:
+        q, k = (F.rms_norm(x, w.shape, w, qk_norm_epsilon) for x, w in ((q, q_norm_weight), (k, k_norm_weight)))
     total, tokens = seqlens_k.reshape(-1).long() + 1, q.shape[2]
     whole = integer(total_sequence_length)
     past = torch.zeros_like(total) if past_key is None or tokens == whole else total - tokens
@@ -265,8 +286,11 @@ def group_query_attention(
     if attention_bias is not None:
         added = added + F.pad(attention_bias, (0, k.shape[2] - attention_bias.shape[-1]))
     sink = q.new_zeros(num_heads) if smooth_softmax and head_sink is None else head_sink
-    y, _ = _attend(q, k, v, added, scale or q.shape[3] ** -0.5, cap=softcap, sink=sink)
-    return (_flat(y), k, v)[:outputs]
+    mode = (None, 2, 3)[qk_output]
+    y, scores = _attend(q, k, v, added, scale or q.shape[3] ** -0.5, cap=softcap, sink=sink, mode=mode)
+    if scores is not None and qk_output == 1:
+        scores = scores.masked_fill(~keep, 0)
+    return (_flat(y), k, v, scores)[:outputs]
 
 
 def _cached(x: Tensor, past: Tensor | None, places: Tensor, whole: int) -> Tensor:

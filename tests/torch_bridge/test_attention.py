@@ -10,6 +10,7 @@ import torch
 
 from builders import Net
 from onnxprune.errors import BridgeError
+from onnxprune.runtime import Session
 from onnxprune.torch_bridge import inputs_of, missing_operators, to_onnx, to_torch, untouched_parameters
 from onnxprune.torch_bridge.base import MICROSOFT
 from torch_bridge.parity import Case, assert_case, assert_parity, case, weight
@@ -65,6 +66,7 @@ CASES = [
     microsoft("MultiHeadAttention", TOKENS, TOKENS, TOKENS, weight(24), num_heads=2, outputs=3, scale=0.3),
     microsoft("MultiHeadAttention", TOKENS, (2, 2, 5, 4), (2, 2, 5, 4), num_heads=2),
     microsoft("MultiHeadAttention", TOKENS, TOKENS, TOKENS, None, ints([1, 1, 0], [1, 1, 1]), num_heads=2),
+    microsoft("MultiHeadAttention", TOKENS, TOKENS, TOKENS, None, ints(3, 1, 0, 3, 6, 0, 3, 6), num_heads=2),
     microsoft(
         *("MultiHeadAttention", TOKENS, TOKENS, TOKENS, None, None, weight(1, 2, 3, 3)),
         **{"num_heads": 2, "unidirectional": 1},
@@ -104,6 +106,14 @@ CASES = [
     microsoft(
         *("GroupQueryAttention", (2, 3, 64), None, None, None, None, ints(2, 2), np.array(3, np.int32)),
         **{"num_heads": 4, "kv_num_heads": 2, "outputs": 3, "smooth_softmax": 1},
+    ),
+    *(
+        microsoft(
+            *("GroupQueryAttention", (2, 3, 64), None, None, None, None, ints(2, 2), np.array(3, np.int32)),
+            *(None, None, None, weight(1, 4, 3, 3), weight(4)),
+            **{"num_heads": 4, "kv_num_heads": 2, "outputs": 4, "softcap": 2.0, "qk_output": which},
+        )
+        for which in (1, 2)
     ),
     microsoft("RotaryEmbedding", (2, 3, 8), IDS, *ROTARY),
     microsoft("RotaryEmbedding", (2, 3, 10), np.array([1]), *ROTARY, num_heads=2, rotary_embedding_dim=4),
@@ -175,6 +185,61 @@ def test_weights_are_parameters_under_their_names(op: str, trained: set[str]) ->
     assert untouched_parameters(module, feeds) == []
 
 
+def test_normalized_queries_and_keys_equal_those_of_the_normalization_alone() -> None:
+    """ONNX Runtime normalizes inside of attention on the GPU only."""
+    attrs = {"num_heads": 4, "kv_num_heads": 2, "do_rotary": 1}
+    gammas = weight(16), weight(16, seed=9)
+
+    def net(*, inside: bool) -> Net:
+        made = Net(microsoft=True)
+        q, k, v = (made.input(2, 3, n) for n in (64, 32, 32))
+        scales = [made.constant(gamma) for gamma in gammas]
+        lengths = made.constant(ints(2, 2)), made.constant(np.array(3, np.int32))
+        tables = made.constant(weight(9, 8)), made.constant(weight(9, 8, seed=8))
+        if not inside:
+            q, k = (
+                made.op("Reshape", made.op("SimplifiedLayerNormalization", x, scale, epsilon=1e-6), made.ints(2, 3, -1))
+                for x, scale in (
+                    (made.op("Reshape", x, made.ints(2, 3, -1, 16)), scale)
+                    for x, scale in zip((q, k), scales, strict=True)
+                )
+            )
+        behind = ["", "", "", "", "", *scales] if inside else []
+        inputs = q, k, v, "", "", *lengths, *tables, *behind
+        return made.output(*made.ops("GroupQueryAttention", *inputs, domain=MICROSOFT, outputs=3, **attrs))
+
+    feeds = {"x0": weight(2, 3, 64), "x1": weight(2, 3, 32, seed=8), "x2": weight(2, 3, 32, seed=9)}
+    assert_same(net(inside=True), net(inside=False), feeds)
+    module = to_torch(net(inside=True).graph())
+    assert len(list(module.parameters())) == 2
+    assert untouched_parameters(module, feeds) == []
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_packed_queries_keys_and_values_equal_those_apart(number: int) -> None:
+    """ONNX Runtime takes them in one tensor on the GPU only."""
+
+    def net(*, packed: bool) -> Net:
+        made = Net(microsoft=True)
+        x = made.input(2, 3, 4, number, 2)
+        first = [made.input(2, 3, 8)] if number == 2 else []
+        apart = made.ops("Split", x, outputs=number, axis=3, num_outputs=number)
+        parts = [x] if packed else [made.op("Reshape", part, made.ints(2, 3, 8)) for part in apart]
+        return made.output(made.op("MultiHeadAttention", *first, *parts, domain=MICROSOFT, num_heads=4))
+
+    feeds = {"x0": weight(2, 3, 4, number, 2), **({"x1": weight(2, 3, 8, seed=8)} if number == 2 else {})}
+    assert_same(net(packed=True), net(packed=False), feeds)
+
+
+def assert_same(ours: Net, theirs: Net, feeds: dict[str, np.ndarray]) -> None:
+    """Asserts that the module of one network gives what ONNX Runtime gives for another."""
+    expected = Session(theirs.graph().message(), device="cpu").run(feeds)
+    with torch.no_grad():
+        found = to_torch(ours.graph())(*inputs_of(ours.graph().inputs, feeds))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a.numpy(), b, rtol=1e-5, atol=1e-5)
+
+
 def test_sinks_are_parameters() -> None:
     graph, feeds = next(c for c in CASES if c.op == "GroupQueryAttention" and len(c.inputs) == 12).model()
     module = to_torch(graph, feeds)
@@ -198,10 +263,10 @@ def test_fused_attention_learns_and_goes_back() -> None:
     ("op", "attrs", "reason"),
     [
         ("Attention", {"num_heads": 2, "do_rotary": 1}, "do_rotary"),
-        ("GroupQueryAttention", {"num_heads": 2, "kv_num_heads": 2, "qk_output": 1}, "qk_output"),
+        ("GroupQueryAttention", {"num_heads": 2, "kv_num_heads": 2, "k_quant_type": "PER_TENSOR"}, "k_quant_type"),
     ],
 )
-def test_what_the_bridge_lacks_is_said(op: str, attrs: dict[str, int], reason: str) -> None:
+def test_what_the_bridge_lacks_is_said(op: str, attrs: dict[str, Any], reason: str) -> None:
     net = Net(microsoft=True)
     x = net.input(*TOKENS)
     graph = net.output(net.op(op, x, x, domain=MICROSOFT, **attrs)).graph()
@@ -211,10 +276,10 @@ def test_what_the_bridge_lacks_is_said(op: str, attrs: dict[str, int], reason: s
 def test_inputs_that_the_bridge_does_not_know_are_said() -> None:
     net = Net(microsoft=True)
     x = net.input(*TOKENS)
-    norms = ["" for _ in range(11)] + [net.weight(8), net.weight(8)]
-    graph = net.output(net.op("GroupQueryAttention", x, x, x, *norms, domain=MICROSOFT, num_heads=1)).graph()
-    reason = "com.microsoft.GroupQueryAttention with more than 12 inputs"
-    assert missing_operators(graph) == {reason: ["groupqueryattention0_node"]}
+    past = ["" for _ in range(5)] + [net.constant(ints(2))]
+    graph = net.output(net.op("MultiHeadAttention", x, x, x, *past, domain=MICROSOFT, num_heads=1)).graph()
+    reason = "com.microsoft.MultiHeadAttention with more than 8 inputs"
+    assert missing_operators(graph) == {reason: ["multiheadattention0_node"]}
 
 
 def test_an_unknown_mask_is_refused() -> None:
