@@ -67,6 +67,26 @@ def test_squared_errors_of_numbers() -> None:
     assert distance(final, wanted) < 0.2 * distance(student, wanted)
 
 
+def test_rows_that_data_pick_can_be_trained_and_not_compared(tmp_path: Path) -> None:
+    """The first sample alone is picked, so that its output looks like a row for each sample."""
+
+    def picked(seed: int) -> Graph:
+        net = Net(seed=seed)
+        h = net.dense(net.input("N", 6), 6, 4)
+        mean = net.op("ReduceMean", h, net.ints(1), keepdims=0)
+        shown = net.op("Greater", mean, net.constant(np.float32(0)))
+        return net.output(net.op("Compress", h, shown, axis=0)).graph()
+
+    teacher, student = picked(2), picked(4)
+    assert len(outputs(teacher, {"x0": X[:1]})[0]) == 1
+    with pytest.raises(BridgeError, match=r"^an output has shape \(\d+, 4\) and that of the teacher \(\d+, 4\): data"):
+        recover(student, DATA, teacher=teacher, training=QUICK)
+    task = script(tmp_path, "def loss(outputs, labels):\n    return outputs[0].square().sum() / len(labels)\n")
+    training = Training(epochs=30, batch=32, rate=3e-2, label_weight=1, task=task)
+    final = recover(student, DATA | {"labels": np.zeros(len(X))}, training=training)
+    assert np.square(outputs(final, DATA)[0]).sum() < 0.5 * np.square(outputs(student, DATA)[0]).sum()
+
+
 def test_next_tokens_are_their_own_labels() -> None:
     """Tokens that the mask leaves out do not count: those say the opposite of the others."""
     tokens = (np.arange(20)[None] + np.arange(40)[:, None]) % 7

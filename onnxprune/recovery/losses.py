@@ -99,7 +99,7 @@ class Objective:
             known: of the batch.
 
         Raises:
-            BridgeError: there is nothing floating to learn from.
+            BridgeError: there is nothing floating to learn from, or the two models give differently many rows.
             DataError: labels do not fit the output.
         """
         import torch
@@ -125,6 +125,11 @@ class Objective:
         for i, (output, target) in enumerate(zip(outputs, targets, strict=True)):
             if not output.is_floating_point():
                 continue
+            if output.shape != target.shape:
+                raise BridgeError(
+                    f"an output has shape {tuple(output.shape)} and that of the teacher {tuple(target.shape)}: data "
+                    "decide how many rows there are. Cut the model before that, or train on labels (--label-weight 1)."
+                )
             classes = i < count and self._is_classes(i, output)
             output, target, total = self._that_counts(i, output.float(), target.float(), known)
             if classes:

@@ -145,8 +145,8 @@ class Teacher:
             raise DataError(f"--cache {folder} is no folder; create it.")
         sample = self.run(samples.first(1))
         rows = samples.fixed or 1
-        if any(array.ndim == 0 or len(array) != rows for array in sample):
-            return False  # an output without an axis of samples cannot be taken apart
+        if not _has_samples(sample, rows):
+            return False
         needed = sum(array.nbytes for array in sample) * len(samples) // rows
         room = shutil.disk_usage(folder).free // 2 if folder is not None else MEMORY_LIMIT
         if needed > room:
@@ -161,6 +161,8 @@ class Teacher:
         paths = self._paths(samples, folder, len(sample)) if folder is not None else []
         if not (paths and all(path.is_file() for path in paths)):
             self._kept = self._compute(samples, samples.fixed or batch, progress)
+            if self._kept is None:
+                return False
         if paths and self._kept is not None:
             with replacing(*paths) as files:
                 for file, array in zip(files, self._kept, strict=True):
@@ -169,12 +171,16 @@ class Teacher:
             self._kept = [np.load(path, mmap_mode="r") for path in paths]
         return True
 
-    def _compute(self, samples: Samples, batch: int, progress: Progress) -> list[np.ndarray]:
+    def _compute(self, samples: Samples, batch: int, progress: Progress) -> list[np.ndarray] | None:
+        """The outputs of all samples; None where those of a batch are not rows of its samples after all."""
         parts = []
         for start in range(0, len(samples), batch):
             real = min(batch, len(samples) - start)
             rows = np.arange(start, start + (samples.fixed or real)) % len(samples)
-            parts.append([a[:real] for a in self.run({n: a[rows] for n, a in samples.inputs.items()})])
+            results = self.run({n: a[rows] for n, a in samples.inputs.items()})
+            if not _has_samples(results, len(rows)):
+                return None
+            parts.append([a[:real] for a in results])
             progress("teacher", start + real, len(samples), "")
         return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
@@ -183,3 +189,8 @@ class Teacher:
         what = [self.sha256, samples.fingerprint(), *(f"{s.name} {sorted(s.kept.items())}" for s in self.hidden)]
         key = hashlib.blake2b("\n".join(what).encode(), digest_size=8).hexdigest()
         return [folder / f"teacher-{key}-{i}.npy" for i in range(count)]
+
+
+def _has_samples(arrays: Sequence[np.ndarray], rows: int) -> bool:
+    """Whether the first axis of all arrays is that of the samples; others cannot be taken apart."""
+    return all(array.ndim > 0 and len(array) == rows for array in arrays)
