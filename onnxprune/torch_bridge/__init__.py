@@ -14,6 +14,8 @@ from onnxprune.torch_bridge import (
     quantize,
     recurrent,
     reduce,
+    regions,
+    spectra,
 )
 from onnxprune.torch_bridge.arrays import inputs_of
 from onnxprune.torch_bridge.bridge import missing_operators, to_torch, untouched_parameters
@@ -35,6 +37,8 @@ __all__ = [
     "quantize",
     "recurrent",
     "reduce",
+    "regions",
+    "spectra",
     "to_onnx",
     "to_torch",
     "untouched_parameters",

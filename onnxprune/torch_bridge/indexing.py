@@ -77,6 +77,20 @@ def compress(x: Tensor, condition: Tensor, *, axis: int | None = None) -> Tensor
     return x.index_select(axis, torch.nonzero(condition).reshape(-1))
 
 
+@operator("Unique", since=11)
+def unique(x: Tensor, *, axis: int | None = None, sorted: int = 1, outputs: int) -> tuple[Tensor, ...]:
+    """The different slices along an axis, or elements; where each is first, which one each position has, how often."""
+    if axis is None:
+        x, axis = x.reshape(-1), 0
+    _, which, counts = torch.unique(x.detach(), return_inverse=True, return_counts=True, dim=axis)
+    places = torch.arange(len(which), device=x.device)
+    first = torch.full_like(counts, len(which)).scatter_reduce(0, which, places, "amin")
+    if not sorted:
+        order = first.argsort()
+        first, counts, which = first[order], counts[order], order.argsort()[which]
+    return (x.index_select(axis, first), first, which, counts)[:outputs]
+
+
 @operator("ReverseSequence")
 def reverse_sequence(x: Tensor, lengths: Tensor, *, batch_axis: int = 1, time_axis: int = 0) -> Tensor:
     """X with the first positions of the time axis in reverse, their number given for each sample."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from onnxprune.torch_bridge.base import Tensor, operator
+from onnxprune.torch_bridge.base import Ints, Tensor, ints, operator, product
 from onnxprune.torch_bridge.windows import CONV, Windows, windows
 
 AVERAGE = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -113,6 +113,29 @@ def _index(index: Tensor, x: Tensor, data: Tensor, places: Windows, storage_orde
         place, stride = place + coordinate * stride, stride * size
     planes = torch.arange(x.shape[0] * x.shape[1], device=x.device).reshape(*x.shape[:2], *[1] * places.rank)
     return place + planes * stride
+
+
+@operator("MaxUnpool", since=9)
+def max_unpool(
+    x: Tensor,
+    indices: Tensor,
+    output_shape: Ints | None = None,
+    *,
+    kernel_shape: Sequence[int],
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Tensor:
+    """Zeros, with the elements of X at their places in the whole of Y."""
+    if output_shape is None:
+        rank = len(kernel_shape)
+        steps, border = strides or [1] * rank, pads or [0] * 2 * rank
+        sizes = [
+            (size - 1) * steps[i] + kernel_shape[i] - border[i] - border[i + rank] for i, size in enumerate(x.shape[2:])
+        ]
+        shape = [*x.shape[:2], *sizes]
+    else:
+        shape = ints(output_shape)
+    return x.new_zeros(product(shape)).scatter(0, indices.reshape(-1), x.reshape(-1)).reshape(shape)
 
 
 @operator("GlobalAveragePool")

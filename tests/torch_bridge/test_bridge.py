@@ -37,6 +37,8 @@ FAMILIES = (
         "quantize",
         "recurrent",
         "reduce",
+        "regions",
+        "spectra",
     ),
 )
 
@@ -216,9 +218,6 @@ UNTRAINED = {
     },
     "each run draws other numbers": {
         *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
-    },
-    "torch has no equal of it, and it stands behind what is trained": {
-        *("DFT", "MaxRoiPool", "MaxUnpool", "NonMaxSuppression", "RoiAlign", "STFT", "Unique"),
     },
 }
 """Operators that have a rule and no PyTorch form; a model with one is refused by name."""

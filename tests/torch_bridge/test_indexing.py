@@ -7,13 +7,19 @@ import pytest
 
 from builders import Net
 from onnxprune.torch_bridge import untouched_parameters
-from torch_bridge.parity import Case, assert_case, assert_parity, case, weight, whole
+from torch_bridge.parity import Case, array, assert_case, assert_parity, case, weight, whole
 
 DATA = (3, 4)
 PAIRS = np.array([[0, 1], [2, -1]])
 ELEMENTS = np.array([[0, -1, 2], [1, 1, 0]])
 
 CASES = [
+    *(case("Unique", array(3, 1, 3, 2, 1, 3), outputs=4, fed=(0,), opset=11, **attrs) for attrs in ({}, {"sorted": 0})),
+    *(
+        case("Unique", whole(2, 1, 2, 0, 2, 1, 5, 2, 2, 0).reshape(5, 2), outputs=4, fed=(0,), axis=axis, sorted=order)
+        for axis in (0, -1)
+        for order in (0, 1)
+    ),
     case("Gather", DATA, np.array(1), opset=7),
     case("Gather", DATA, np.array(-1), axis=1),
     case("Gather", DATA, whole(2, 0, -1), axis=-1, opset=11),

@@ -20,14 +20,18 @@ from torch_bridge.parity import X, case, network
 def test_missing_operators_end_before_any_work() -> None:
     net = Net(17)
     x = net.input("batch", 3, 3)
-    once = net.op("Unique", net.op("Relu", x))
+    once = net.op("RandomNormalLike", net.op("Relu", x))
     twice = [net.op("Bernoulli", net.op("Bernoulli", x)), once]
     graph = net.output(*twice).graph()
-    assert missing_operators(graph) == {"Unique": ["unique1_node"], "Bernoulli": ["bernoulli2_node", "bernoulli3_node"]}
+    assert missing_operators(graph) == {
+        "RandomNormalLike": ["randomnormallike1_node"],
+        "Bernoulli": ["bernoulli2_node", "bernoulli3_node"],
+    }
     with pytest.raises(BridgeError) as raised:
         to_torch(graph, {"wrong": X})
     assert str(raised.value) == (
-        "the bridge to PyTorch lacks Unique (1 node, 'unique1_node') and Bernoulli (2 nodes, first 'bernoulli2_node'); "
+        "the bridge to PyTorch lacks RandomNormalLike (1 node, 'randomnormallike1_node') and Bernoulli (2 nodes, first "
+        "'bernoulli2_node'); "
         "export the model without these operators, or do without training: refit needs no PyTorch"
     )
 

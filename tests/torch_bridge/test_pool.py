@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from onnxprune.torch_bridge import to_torch
-from torch_bridge.parity import Case, assert_case, case, weight
+from torch_bridge.parity import Case, assert_case, case, weight, whole
 
 IMAGE = (2, 3, 9, 7)
 LINE = (2, 3, 11)
@@ -48,6 +48,21 @@ CASES = [
     ),
     case("AveragePool", LINE, kernel_shape=[4], strides=[3], pads=[2, 1]),
     case("AveragePool", VOLUME, kernel_shape=[2, 2, 2], strides=[2, 2, 2], ceil_mode=1),
+    *(
+        case(
+            "MaxUnpool",
+            (2, 3, 4, 3),
+            np.random.default_rng(0).permutation(size)[:72].reshape(2, 3, 4, 3),
+            *shape,
+            **attrs,
+        )
+        for size, shape, attrs in (
+            (288, (), {"kernel_shape": [2, 2], "strides": [2, 2]}),
+            (252, (), {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 0, 1, 0]}),
+            (120, (), {"kernel_shape": [2, 2], "opset": 11}),
+            (360, (whole(2, 3, 10, 6),), {"kernel_shape": [2, 2], "strides": [2, 2], "opset": 9}),
+        )
+    ),
     *(case("LpPool", IMAGE, p=p, kernel_shape=[3, 2], strides=[2, 2], pads=[1, 1, 1, 0]) for p in (1, 2, 3)),
     case("LpPool", IMAGE, opset=11, kernel_shape=[2, 2]),
     case("LpPool", IMAGE, opset=18, kernel_shape=[2, 2], dilations=[2, 2], ceil_mode=1, strides=[2, 2]),
