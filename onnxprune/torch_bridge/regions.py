@@ -24,7 +24,7 @@ def non_max_suppression(
     low, high = (a - b / 2, a + b / 2) if center_point_box else (torch.minimum(a, b), torch.maximum(a, b))
     most = 0 if max_output_boxes_per_class is None else integer(max_output_boxes_per_class)
     overlap = 0.0 if iou_threshold is None else number(iou_threshold)
-    rows = [torch.zeros(0, 3, dtype=torch.int64, device=boxes.device)]
+    rows: list[tuple[int, int, int]] = []
     for image, classes in enumerate(scores.detach()):
         for kind, values in enumerate(classes):
             left = values.argsort(descending=True, stable=True)
@@ -35,11 +35,8 @@ def non_max_suppression(
                 best, left = left[0], left[1:]
                 kept.append(best)
                 left = left[~(_overlaps(low[image], high[image], best, left) > overlap)]
-            if kept:
-                rows.append(
-                    torch.stack([torch.stack([best.new_tensor(image), best.new_tensor(kind), best]) for best in kept])
-                )
-    return torch.cat(rows)
+            rows += [(image, kind, int(best)) for best in kept]
+    return torch.tensor(rows, dtype=torch.int64, device=boxes.device).reshape(-1, 3)
 
 
 def _overlaps(low: Tensor, high: Tensor, one: Tensor, others: Tensor) -> Tensor:
