@@ -156,3 +156,28 @@ class Llama(nn.Module):
         for layer in self.layers:
             x = layer(x, self.cosine[:length], self.sine[:length], mask)
         return functional.linear(self.norm(x), self.embedding.weight)
+
+    @torch.inference_mode()
+    def tell(self, beginnings: torch.Tensor, length: int, generator: torch.Generator) -> torch.Tensor:
+        """Rows of tokens (rows, length) that go on from beginnings (rows, some) as the network expects."""
+        layers = [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
+        size = layers[0].size
+        groups = layers[0].k.out_features // size
+        tokens = torch.zeros(len(beginnings), length, dtype=torch.long)
+        tokens[:, : beginnings.shape[1]] = beginnings
+        caches = torch.empty(len(layers), 2, len(tokens), groups, length, size)
+        for t in range(length - 1):
+            x = self.embedding(tokens[:, t])
+            for layer, (keys, values) in zip(layers, caches, strict=True):
+                normal = layer.attention_norm(x)
+                q, k, v = (f(normal).unflatten(-1, (groups, -1, size)) for f in (layer.q, layer.k, layer.v))
+                q, k = _turned(q, self.cosine[t], self.sine[t]), _turned(k, self.cosine[t], self.sine[t])
+                keys[:, :, t], values[:, :, t] = k[:, :, 0], v[:, :, 0]
+                mixed = functional.scaled_dot_product_attention(q, keys[:, :, : t + 1], values[:, :, : t + 1])
+                x = x + layer.out(mixed.flatten(1))
+                normal = layer.ffn_norm(x)
+                x = x + layer.down(functional.silu(layer.gate(normal)) * layer.up(normal))
+            if t + 1 >= beginnings.shape[1]:
+                chances = (self.norm(x) @ self.embedding.weight.T).softmax(-1)
+                tokens[:, t + 1] = torch.multinomial(chances, 1, generator=generator)[:, 0]
+        return tokens
