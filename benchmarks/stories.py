@@ -20,6 +20,7 @@ import torch
 
 import onnxprune
 from onnxprune.criteria import CRITERIA
+from onnxprune.files import replacing
 from onnxprune.grouping import find_units
 from onnxprune.runtime import Session
 from reference import file
@@ -73,12 +74,13 @@ def told() -> np.ndarray:
     path = CACHE / "told.npy"
     if not path.is_file():
         generator, chosen = np.random.default_rng(0), [story for story in stories()[:-200] if len(story) > LONGEST]
-        rows = []
+        net, rows = network(), []
         for number in range(TOLD // AT_ONCE):
             begun = int(generator.integers(1, LONGEST))
             beginnings = [chosen[i][:begun] for i in generator.integers(0, len(chosen), AT_ONCE)]
-            rows.append(network().tell(torch.tensor(beginnings), CUT, torch.Generator().manual_seed(number)).numpy())
-        np.save(path, np.concatenate(rows).astype(np.int16))
+            rows.append(net.tell(torch.tensor(beginnings), CUT, torch.Generator().manual_seed(number)).numpy())
+        with replacing(path) as (file,):
+            np.save(file, np.concatenate(rows).astype(np.int16))
     return np.load(path).astype(np.int64)
 
 
@@ -179,14 +181,15 @@ def main() -> None:
     net = network()
     other, original = (exported(net, dynamo=dynamo) for dynamo in (False, True))
     exact = [perplexity(graph) for graph in (other, original)]
-    out = [["criterion", "pruned", "refit", f"recovered, {RECOVERY.epochs} epochs", "times the original"]]
-    out[0].append("on stories of the lessons")
+    known = perplexity(original, LEARNT)
+    heading = ["criterion", "pruned", "refit", f"recovered, {RECOVERY.epochs} epochs", "times the original"]
+    out = [[*heading, "on stories of the lessons"]]
     for criterion in [only] if only else CRITERIA:
         found = pruned(original, criterion)
         cells = [perplexity(graph) for graph in (onnxprune.remove(original, found.plan), found.graph)]
         if criterion in RECOVERED or only:
             cells.append(perplexity(final := recovered(found, original, criterion)))
-            cells += [cells[-1] / exact[1], perplexity(final, LEARNT) / perplexity(original, LEARNT)]
+            cells += [cells[-1] / exact[1], perplexity(final, LEARNT) / known]
             final.save(CACHE / f"{criterion}.onnx")
         out.append([criterion, *(f"{cell:.3f}" for cell in cells), *[""] * (5 - len(cells))])
         print(*out[-1], flush=True)

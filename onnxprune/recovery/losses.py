@@ -128,7 +128,8 @@ class Objective:
             if output.shape != target.shape:
                 raise BridgeError(
                     f"an output has shape {tuple(output.shape)} and that of the teacher {tuple(target.shape)}: data "
-                    "decide how many rows there are. Cut the model before that, or train on labels (--label-weight 1)."
+                    "decide how many rows there are. Cut the model before that, or train on labels alone, with a "
+                    "--task script and --label-weight 1."
                 )
             classes = i < count and self._is_classes(i, output)
             output, target, total = self._that_counts(i, output.float(), target.float(), known)

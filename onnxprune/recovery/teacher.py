@@ -163,10 +163,10 @@ class Teacher:
             self._kept = self._compute(samples, samples.fixed or batch, progress)
             if self._kept is None:
                 return False
-        if paths and self._kept is not None:
-            with replacing(*paths) as files:
-                for file, array in zip(files, self._kept, strict=True):
-                    np.save(file, array)
+            if paths:
+                with replacing(*paths) as files:
+                    for file, array in zip(files, self._kept, strict=True):
+                        np.save(file, array)
         if paths:
             self._kept = [np.load(path, mmap_mode="r") for path in paths]
         return True

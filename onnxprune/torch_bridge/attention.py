@@ -1,4 +1,4 @@
-"""Attention as one operator, and the operators that ONNX Runtime fuses around it.
+"""Attention as one operator, and the rotation of queries and keys.
 
 Queries, keys and values are brought to [batch, heads, tokens, width], and torch's own attention does the rest, but
 where the scores are wanted or capped. Masks become numbers that are added to the scores, as ONNX Runtime has it.
@@ -347,69 +347,3 @@ def rotary_embedding_microsoft(
         ids = (ids.reshape(1, 1) + torch.arange(heads.shape[2], device=x.device)).expand(x.shape[0], -1)
     y = _rotate(heads, cos_cache[ids], sin_cache[ids], interleaved)
     return y if x.dim() == 4 else _flat(y)
-
-
-@operator("SimplifiedLayerNormalization")
-def simplified_layer_normalization(
-    x: Tensor, scale: Weight, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1, outputs: int
-) -> tuple[Tensor, ...]:
-    """Y = X / sqrt(mean over the last axes(X^2) + epsilon) * scale; also one over that root."""
-    axes = tuple(range(axis % x.dim(), x.dim()))
-    y = F.rms_norm(x, x.shape[axes[0] :], eps=epsilon) * scale
-    return (y, torch.rsqrt(x.square().mean(axes, keepdim=True) + epsilon))[:outputs]
-
-
-@operator("SkipLayerNormalization", domain=MICROSOFT)
-def skip_layer_normalization(
-    x: Tensor,
-    skip: Tensor,
-    gamma: Weight,
-    beta: Weight | None = None,
-    bias: Weight | None = None,
-    *,
-    epsilon: float = 1e-12,
-    outputs: int,
-) -> tuple[Tensor, ...]:
-    """Y = normalized(X + skip + bias) * gamma + beta over the last axis; also mean, one over the deviation, the sum."""
-    total = x + skip if bias is None else x + skip + bias
-    y = F.layer_norm(total, total.shape[-1:], gamma, beta, epsilon)
-    if outputs == 1:
-        return (y,)
-    var, mean = torch.var_mean(total, dim=-1, correction=0, keepdim=True)
-    return (y, mean, torch.rsqrt(var + epsilon), total)[:outputs]
-
-
-@operator("SkipSimplifiedLayerNormalization", domain=MICROSOFT)
-def skip_simplified_layer_normalization(
-    x: Tensor, skip: Tensor, gamma: Weight, bias: Weight | None = None, *, epsilon: float = 1e-12, outputs: int
-) -> tuple[Tensor, ...]:
-    """Y = S / sqrt(mean over the last axis(S^2) + epsilon) * gamma with S = X + skip + bias; also S."""
-    total = x + skip if bias is None else x + skip + bias
-    root = torch.rsqrt(total.square().mean(-1, keepdim=True) + epsilon)
-    return (total * root * gamma, torch.zeros_like(root), root, total)[:outputs]
-
-
-@operator("EmbedLayerNormalization", domain=MICROSOFT)
-def embed_layer_normalization(
-    input_ids: Tensor,
-    segment_ids: Tensor | None,
-    word: Weight,
-    position: Weight,
-    segment: Weight | None,
-    gamma: Weight,
-    beta: Weight,
-    mask: Tensor | None = None,
-    position_ids: Tensor | None = None,
-    *,
-    epsilon: float = 1e-12,
-    mask_index_type: int = 1,
-    outputs: int,
-) -> tuple[Tensor, ...]:
-    """Y = normalized(sum of rows of tables) * gamma + beta; also the number of tokens that are no padding, the sum."""
-    places = torch.arange(input_ids.shape[1], device=input_ids.device) if position_ids is None else position_ids
-    total = word[input_ids] + position[places]
-    if segment_ids is not None and segment is not None:
-        total = total + segment[segment_ids]
-    y = F.layer_norm(total, total.shape[-1:], gamma, beta, epsilon)
-    count = input_ids.new_zeros(len(input_ids), dtype=torch.int32) if mask is None else mask.sum(1, dtype=torch.int32)
-    return (y, count, total)[:outputs]

@@ -12,10 +12,10 @@ def _complex(x: Tensor) -> Tensor:
     return x[..., 0] if x.shape[-1] == 1 else torch.view_as_complex(x.contiguous())
 
 
-def _transformed(x: Tensor, length: int | None, axis: int, inverse: int, onesided: int) -> Tensor:
+def _transformed(x: Tensor, length: Number | None, axis: int, inverse: int, onesided: int) -> Tensor:
     """The transform of [..,1] or [..,2] along an axis that is cut or filled with zeros to a length, as [..,2]."""
     axis = axis % x.dim()
-    y = (torch.fft.ifft if inverse else torch.fft.fft)(_complex(x), length, axis)
+    y = (torch.fft.ifft if inverse else torch.fft.fft)(_complex(x), None if length is None else integer(length), axis)
     return torch.view_as_real(y.narrow(axis, 0, y.shape[axis] // 2 + 1) if onesided else y)
 
 
@@ -24,7 +24,7 @@ def dft(
     x: Tensor, dft_length: Number | None = None, axis: Number = -2, *, inverse: int = 0, onesided: int = 0
 ) -> Tensor:
     """The discrete Fourier transform along one axis, or the first half of it."""
-    return _transformed(x, None if dft_length is None else integer(dft_length), integer(axis), inverse, onesided)
+    return _transformed(x, dft_length, integer(axis), inverse, onesided)
 
 
 @operator("DFT", since=17)
@@ -32,7 +32,7 @@ def dft_17(
     x: Tensor, dft_length: Number | None = None, *, axis: int = 1, inverse: int = 0, onesided: int = 0
 ) -> Tensor:
     """The same, with the axis as an attribute."""
-    return _transformed(x, None if dft_length is None else integer(dft_length), axis, inverse, onesided)
+    return _transformed(x, dft_length, axis, inverse, onesided)
 
 
 @operator("STFT", since=17)
