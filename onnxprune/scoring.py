@@ -35,6 +35,9 @@ READING = ("spectral", "wanda", "variance", "reconstruction")
 RIDGE = 1e-3
 """Ridge of the removal cost, relative to the mean of the diagonal."""
 
+EQUAL = 1e-9
+"""Spectral scores that differ by less, relative to themselves, differ by rounding alone."""
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -124,10 +127,21 @@ def _powers(weight: np.ndarray, axis: int, order: int) -> np.ndarray:
 
 
 def spectral(evidence: Evidence) -> np.ndarray:
-    """Participation in the distortion between the graph before the nonlinearity and the one after it."""
+    """Participation in the distortion between the graph before the nonlinearity and the one after it.
+
+    Graphs of few neurons have symmetries, as those of four heads do, and which of two equal scores comes out lower is
+    a matter of rounding, so of the processor. Of these the unit with the smaller state goes first.
+    """
     pick = int(evidence.options.metric == "correlation")
     distances = [squared_distances(moments[pick], standardise=bool(pick)) for moments in (evidence.pre, evidence.post)]
-    return node_scores(distances[0], distances[1], evidence.options)
+    scores = node_scores(distances[0], distances[1], evidence.options)
+    order = np.argsort(scores)
+    rising = scores[order]
+    level = np.concatenate([[0], np.cumsum(np.diff(rising) > EQUAL * rising[1:])])
+    settled = np.empty_like(scores)
+    settled[order] = rising[np.searchsorted(level, level)]
+    rank = np.argsort(np.argsort(activation(evidence), kind="stable"))
+    return settled * (1 + EQUAL * rank / len(rank))
 
 
 def random(evidence: Evidence) -> np.ndarray:

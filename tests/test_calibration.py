@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from builders import Net
+from onnxprune import scoring
 from onnxprune.criteria import CRITERIA
 from onnxprune.errors import DataError, PlanError
 from onnxprune.exact import find_exact, fold
@@ -159,6 +160,19 @@ def test_criteria_are_what_they_say() -> None:
             np.testing.assert_allclose(found, expected[criterion], rtol=2e-3)
         again = score(units, moments, units.graph.constants, {}, criterion=criterion).by_group
         np.testing.assert_array_equal(found, *again.values())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_of_equal_spectral_scores_the_smaller_state_is_lower(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the processor makes of the last bits."""
+    units = dense()
+    moments, _, after, *_ = evidence(units)
+    rounding = 1 + 1e-14 * np.random.default_rng(seed).standard_normal(12)
+    exact = np.repeat([3.0, 1e-5, 2.0], 4)
+    monkeypatch.setattr(scoring, "node_scores", lambda *_: exact * rounding)
+    found = score(units, moments, units.graph.constants, {}).by_group["c0"]
+    np.testing.assert_allclose(found, exact, rtol=1e-8)
+    assert list(np.argsort(found)) == list(np.lexsort([(after**2).mean(0), exact]))
 
 
 def test_reversed_scores_rank_the_other_way() -> None:
