@@ -26,6 +26,7 @@ from onnxprune.costs import Costs, polynomial
 from onnxprune.graph import Graph, first_output
 from onnxprune.inference import infer
 from onnxprune.observation import observe
+from onnxprune.padding import Tokens
 from onnxprune.records import Group, Kept, KeptAxis, Site, States, Weight
 from onnxprune.rules.facts import (
     CHANNEL,
@@ -113,6 +114,7 @@ class _Finder:
                 self.readers_of[tensor.name].append(node)
                 if i in QUANTIZED.get(node.op, ()):
                     self.quantized.add(tensor.name)
+        self.tokens = Tokens(structure)
         self.inexact = {leaf for axes in structure.normalized.values() for axis in axes for leaf in leaves(axis)}
 
     def units(self) -> Units:
@@ -233,7 +235,10 @@ class _Finder:
         heads = self._positions(parts[0]) if len(parts) == 1 else []
         outer = product(*heads).size
         rank = len(self.structure.axes[tensor])
-        return Site(tensor, axis, rank, layout.size // (outer * inner), outer, inner)
+        repeats = self.tokens.repeats(tensor, axis)
+        if repeats and repeats[0] > 0:
+            repeats = outer * inner * repeats[0], *repeats[1:]
+        return Site(tensor, axis, rank, layout.size // (outer * inner), outer, inner, repeats)
 
     def _positions(self, factors: list[Layout]) -> list[Layout]:
         """The first factors of a product that no weight writes; one factor at least is left over."""

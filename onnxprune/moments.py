@@ -3,6 +3,9 @@
 Per site a few nodes are appended: features in front, everything else flattened to samples, one matrix product. Fetched
 are n x n numbers a batch, never the states themselves.
 
+Extremes are of all positions, since what is the same everywhere can go without a trace. All else leaves out those
+that a mask hides.
+
 Moments add over batches, so a batch that is filled up to a fixed size is corrected by subtraction: its padding repeats
 its first sample, and a batch of nothing but that sample says what the padding contributed.
 """
@@ -16,7 +19,8 @@ import numpy as np
 
 from onnxprune.errors import DataError
 from onnxprune.graph import Graph
-from onnxprune.records import Moments, Site
+from onnxprune.padding import shown_nodes
+from onnxprune.records import MASK, Moments, Site
 from onnxprune.runtime import Feeds, Session
 from onnxprune.states import state_nodes
 
@@ -53,7 +57,7 @@ def calibrate(
         progress: called after each batch.
 
     Raises:
-        DataError: there are no samples, or the states are not finite.
+        DataError: there are no samples, a mask hides all of them, or the states are not finite.
         ModelError: ONNX Runtime cannot run the model.
     """
     nodes, constants = _nodes(graph, sites, stride, second)
@@ -76,6 +80,8 @@ def calibrate(
     for site in sites:
         if not np.isfinite(sums[f"{kinds[0]}:{site.key}"]).all():
             raise DataError(f"the states of tensor '{site.tensor}' are not finite on these data; check their scale.")
+    if not all(sums[f"shape:{site.key}"][1] for site in sites):
+        raise DataError(f"the input {MASK} is 0 everywhere, so that no token counts; give 1 for each token.")
     by_kind = {kind: {site.key: sums[f"{kind}:{site.key}"] for site in sites} for kind in kinds}
     count = {key: float(shape[1]) for key, shape in by_kind["shape"].items()}
     return Moments(count, by_kind["total"], by_kind.get("second", {}), by_kind["low"], by_kind["high"], source)
@@ -115,21 +121,28 @@ def _nodes(
         else:
             node(op, [data], output, axes=[1], keepdims=0)
 
+    def strided(states: str, output: str) -> str:
+        cut = ["moments.zero", "moments.end", "moments.axis", "moments.stride"]
+        return node("Slice", [states, *cut], output) if stride > 1 else states
+
     for site in sites:
-        states = f"states:{site.key}"
-        made, needed = state_nodes(site, states, site.tensor)
+        whole = shown = f"states:{site.key}"
+        made, needed = state_nodes(site, whole, site.tensor)
         nodes += made
         constants |= needed
-        if stride > 1:
-            cut = ["moments.zero", "moments.end", "moments.axis", "moments.stride"]
-            states = node("Slice", [states, *cut], f"strided:{site.key}")
+        if site.repeats:
+            shown = f"shown:{site.key}"
+            made, needed = shown_nodes(site.repeats, shown, whole)
+            nodes += made
+            constants |= needed
+        whole, shown = strided(whole, f"strided:{site.key}"), strided(shown, f"counted:{site.key}")
         if second:
-            turned = node("Transpose", [states], f"turned:{site.key}", perm=[1, 0])
-            node("MatMul", [states, turned], f"second:{site.key}")
-        reduce("ReduceSum", states, f"total:{site.key}")
-        reduce("ReduceMin", states, f"low:{site.key}")
-        reduce("ReduceMax", states, f"high:{site.key}")
-        node("Shape", [states], f"shape:{site.key}")
+            turned = node("Transpose", [shown], f"turned:{site.key}", perm=[1, 0])
+            node("MatMul", [shown, turned], f"second:{site.key}")
+        reduce("ReduceSum", shown, f"total:{site.key}")
+        reduce("ReduceMin", whole, f"low:{site.key}")
+        reduce("ReduceMax", whole, f"high:{site.key}")
+        node("Shape", [shown], f"shape:{site.key}")
     return nodes, {name: array.astype(np.int64) for name, array in constants.items()}
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from onnxprune.errors import DataError, ModelError
 from onnxprune.graph import Graph
+from onnxprune.records import MASK
 from onnxprune.runtime import Feeds, Session
 
 PREFIX = "onnxprune.shape:"
@@ -94,6 +95,8 @@ def _exposed(graph: Graph, tensors: list[str]) -> Session:
 def synthetic(session: Session, sizes: Mapping[tuple[str, int], int], sample: Feeds | None = None) -> Feeds:
     """One batch of inputs of given sizes: rows of the sample repeated, or else normal numbers, zeros and trues.
 
+    Nothing is hidden by a mask: of what is hidden everywhere, attention makes no numbers.
+
     Args:
         session: says which inputs there are.
         sizes: the size of each symbolic axis, by (input, axis).
@@ -105,10 +108,12 @@ def synthetic(session: Session, sizes: Mapping[tuple[str, int], int], sample: Fe
         full = tuple(size if isinstance(size, int) else sizes[name, axis] for axis, size in enumerate(shape))
         if sample is not None:
             feeds[name] = np.resize(sample[name], full)
+        elif "bool" in kind or name == MASK:
+            feeds[name] = np.ones(full, DTYPES[kind])
         elif "float" in kind or "double" in kind:
             feeds[name] = generator.standard_normal(full).astype(DTYPES[kind])
         else:
-            feeds[name] = np.ones(full, bool) if "bool" in kind else np.zeros(full, DTYPES[kind])
+            feeds[name] = np.zeros(full, DTYPES[kind])
     return feeds
 
 

@@ -14,6 +14,9 @@ import numpy as np
 from onnxprune.errors import DataError, PlanError
 from onnxprune.files import replacing, write
 
+MASK = "attention_mask"
+"""The input that is 0 at tokens that do not count, (samples, tokens)."""
+
 NOT_EXACT = "not exact: normalizations run over it"
 """What a reader is told of a group that is not exact."""
 
@@ -60,6 +63,8 @@ class Site:
         features: how many features that axis has; with `outer` and `inner` they make up its size.
         outer: positions in front of the features that count as samples, the pixels of a map flattened channels last.
         inner: positions behind them, the pixels of a map flattened channels first.
+        repeats: how often the samples repeat each token of `MASK`, as `padding.Repeats`; None where they do not
+            hold its tokens.
     """
 
     tensor: str
@@ -68,6 +73,7 @@ class Site:
     features: int
     outer: int = 1
     inner: int = 1
+    repeats: tuple[int, int, int] | None = None
 
     @property
     def key(self) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 from scipy import linalg
 
 from onnxprune.graph import Graph
+from onnxprune.padding import shown_nodes
 from onnxprune.precision import is_floating
 from onnxprune.records import Plan, Site, Weight
 from onnxprune.runtime import Feeds, Session
@@ -135,8 +136,13 @@ def _side_by_side(original: Graph, compact: Graph, site: Site, kept: int) -> byt
     model.graph.ClearField("value_info")
     for name, features in (("", kept), (PREFIX, site.features)):
         tensor = site.tensor if site.tensor in original.inputs else name + site.tensor
-        nodes, constants = state_nodes(replace(site, features=features), f"{name}refit.states", tensor)
-        nodes.append(helper.make_node("Transpose", [f"{name}refit.states"], [f"{name}refit.turned"], perm=[1, 0]))
+        states, every = f"{name}refit.states", f"{name}refit.every"
+        nodes, constants = state_nodes(replace(site, features=features), every if site.repeats else states, tensor)
+        if site.repeats:
+            more, needed = shown_nodes(site.repeats, states, every)
+            nodes += more
+            constants |= needed
+        nodes.append(helper.make_node("Transpose", [states], [f"{name}refit.turned"], perm=[1, 0]))
         model.graph.node.extend(nodes)
         model.graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in constants.items())
     model.graph.node.extend(

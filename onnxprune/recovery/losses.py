@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxprune.errors import BridgeError, DataError, blames
+from onnxprune.padding import mask_of
+from onnxprune.records import MASK
 from onnxprune.recovery.options import Arrays, Training, from_script, is_script
 
 if TYPE_CHECKING:
@@ -235,7 +237,7 @@ def known_labels(inputs: Arrays, labels: np.ndarray | None, training: Training) 
     """
     if labels is not None or training.task != "next-token":
         return labels
-    return token_labels(inputs) if training.label_weight > 0 or "attention_mask" in inputs else None
+    return token_labels(inputs) if training.label_weight > 0 or MASK in inputs else None
 
 
 def known_of(arrays: Arrays, labels: np.ndarray | None, device: torch.device | None = None) -> Known:
@@ -273,11 +275,6 @@ def token_labels(inputs: Arrays) -> np.ndarray:
 
 
 def shown_positions(inputs: Arrays) -> np.ndarray | None:
-    """Where `attention_mask` is not 0, (samples, positions); None where no input is called so.
-
-    Beside a decoder's inputs it is of the encoder alone, and the positions of the two cannot be told apart.
-    """
-    mask = inputs.get("attention_mask")
-    if mask is None or mask.ndim != 2 or any(name.startswith("decoder") for name in inputs):
-        return None
-    return mask != 0
+    """Where the mask is not 0, (samples, positions); None where there is none: see `padding.mask_of`."""
+    name = mask_of(inputs)
+    return inputs[name] != 0 if name and inputs[name].ndim == 2 else None
