@@ -26,14 +26,17 @@ MASKED = {"input_ids": TOKENS, "attention_mask": SHOWN.astype(np.int64)}
 OTHER = MASKED | {"input_ids": np.where(SHOWN, TOKENS, 6 - TOKENS)}
 
 
-def encoder(seed: int) -> Graph:
-    """Five features for each token, of hidden positions as well."""
+def encoder(seed: int, *, flat: bool = False) -> Graph:
+    """Five features for each token, of hidden positions as well; `flat` has the tokens of all samples in a row."""
     net = Net(seed=seed)
     tokens, mask = (net.input("N", "T", kind=TensorProto.INT64) for _ in range(2))
     unused = net.op("Mul", net.op("Unsqueeze", net.op("Cast", mask, to=1), net.ints(2)), net.constant(np.zeros(1, "f")))
     h = net.op("Add", net.op("Gather", net.weight(7, 12), tokens), unused)
+    if flat:
+        h = net.op("Reshape", h, net.ints(-1, 12))
     h = net.op("Relu", net.op("MatMul", h, net.weight(12, 16)))
-    net.output(net.op("MatMul", h, net.weight(16, 5)))
+    y = net.op("MatMul", h, net.weight(16, 5))
+    net.output(net.op("Reshape", y, net.op("Concat", net.op("Shape", tokens), net.ints(5), axis=0)) if flat else y)
     for put, name in zip(net.inputs, MASKED, strict=True):
         for node in net.nodes:
             node.input[:] = [name if read == put.name else read for read in node.input]
@@ -64,14 +67,15 @@ def test_labels_that_do_not_count_take_no_part(label_weight: float, tmp_path: Pa
 
 
 @pytest.mark.parametrize("loss", ["mse", "kl"])
-@pytest.mark.parametrize("hidden", [0.0, 1.0])
-def test_hidden_positions_take_no_part(loss: str, hidden: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("hidden", "flat"), [(0.0, False), (1.0, False), (1.0, True)])
+def test_hidden_positions_take_no_part(loss: str, hidden: float, flat: bool, tmp_path: Path) -> None:
     """Steps in parts give the loss of whole ones, wherever the padding lies, and it may hold anything."""
     found = []
     for samples, accumulate in ((MASKED, 1), (MASKED, 8), (OTHER, 1)):
         training = Training(epochs=3, batch=8, rate=1e-2, loss=loss, match_hidden=hidden, accumulate=accumulate)
         execution = Execution(losses=tmp_path / "losses.jsonl")
-        recover(encoder(1), samples, teacher=encoder(0), training=training, execution=execution)
+        models = (encoder(seed, flat=flat) for seed in (1, 0))
+        recover(next(models), samples, teacher=next(models), training=training, execution=execution)
         found.append(entries(tmp_path / "losses.jsonl", "loss"))
     np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
     np.testing.assert_allclose(found[2], found[0], rtol=1e-5)

@@ -7,6 +7,7 @@ in one process or several, has the loss and the gradient of the whole step, wher
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -60,19 +61,22 @@ def shape_of(
 ) -> Shape:
     """Looks at the outputs of the first samples, and at hidden states, where they are shown."""
     floating = [np.asarray(array, np.float64) for array in (*outputs, *hidden)]
-    seen = [array if shown is None or not _has_positions(array, shown) else array[shown] for array in floating]
+    places = [None if shown is None else _places(array, shown) for array in floating]
+    seen = [array if place is None else array[place] for array, place in zip(floating, places, strict=True)]
     return Shape(
         tuple(_is_probability(array) for array in floating[: len(outputs)]),
         tuple(max(float(array.var()), 1e-12) if array.size else 1.0 for array in seen),
     )
 
 
-def _has_positions(value: np.ndarray | torch.Tensor, shown: np.ndarray | torch.Tensor) -> bool:
-    """Whether an array holds features of the positions that are shown: with two axes it may hold as many classes.
+def _places(value: Any, shown: Any) -> Any:
+    """The positions that are shown, where an array holds their features, on two axes or all in a row; else None.
 
-    With four it may hold as many heads.
+    Beside samples its second axis may hold as many classes as there are positions, and with four axes as many heads.
     """
-    return bool(value.ndim == 3 and value.shape[:2] == shown.shape)
+    if value.ndim == 3 and value.shape[:2] == shown.shape:
+        return shown
+    return shown.reshape(-1) if value.ndim == 2 and len(value) == math.prod(shown.shape) else None
 
 
 def _is_probability(output: np.ndarray) -> bool:
@@ -155,13 +159,12 @@ class Objective:
     ) -> tuple[torch.Tensor, torch.Tensor, float]:
         """What counts of an output and of the original's, and how many rows a batch has of that on average."""
         if known.labels is not None and self._is_tokens(i, output):
-            counts, average = self._next(output, known.labels)[1] != IGNORED, known.counted
+            counts = self._next(output, known.labels)[1] != IGNORED
             output, target = output[:, :-1], target[:, :-1]
-        elif known.shown is not None and _has_positions(output, known.shown):
-            counts, average = known.shown, known.seen
-        else:
-            return output, target, output.shape[:1].numel()
-        return output[counts], target[counts], _total(counts, average)
+            return output[counts], target[counts], _total(counts, known.counted)
+        if known.shown is not None and (places := _places(output, known.shown)) is not None:
+            return output[places], target[places], _total(known.shown, known.seen)
+        return output, target, output.shape[:1].numel()
 
     def _is_classes(self, i: int, output: torch.Tensor) -> bool:
         if self.training.loss != "auto":
