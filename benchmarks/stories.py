@@ -1,6 +1,6 @@
 """The trained decoder: a Llama of 260 thousand parameters without 30 % of its feed-forward and head parameters.
 
-    python benchmarks/stories.py                         five hours; started again, it goes on where it was
+    python benchmarks/stories.py                         six hours on a core; started again, it goes on where it was
     python benchmarks/stories.py --criterion activation  prunes and recovers by one criterion alone, without a table
 
 The network is rebuilt from its file, exported with both of PyTorch's exporters, and held to its known perplexity. Both
@@ -10,8 +10,10 @@ files are pruned alike.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import math
 import warnings
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -32,8 +34,37 @@ SHARE, LENGTH, CUT, BEGIN = 0.3, 256, 512, 1
 TOLD, AT_ONCE, LONGEST = 8192, 512, 33
 HELD_OUT, LEARNT = slice(-100, -31), slice(69)
 KINDS = ("key-value head", "feed-forward unit")
-RECOVERED = ("spectral", "activation")
-RECOVERY = onnxprune.Training(epochs=18, batch=4, rate=3e-3, task="next-token", temperature=1.0, match_hidden=1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of the recovery.
+
+    Attributes:
+        name: what it is, for the table.
+        training: how.
+        alone: whether it learns from the stories alone, without what the original tells, and not from windows of them.
+    """
+
+    name: str
+    training: onnxprune.Training
+    alone: bool = False
+
+
+DISTILLED = onnxprune.Training(epochs=18, batch=4, rate=3e-3, task="next-token", temperature=1.0, match_hidden=1.0)
+LONGER = replace(DISTILLED, epochs=28, batch=8, accumulate=2, rate=2e-3, match_hidden=0.0)
+LABELLED = replace(LONGER, epochs=2, batch=4, accumulate=1, rate=1e-3, label_weight=0.25)
+STAGES = (
+    Stage("with hidden states", DISTILLED),
+    Stage("without them", LONGER),
+    Stage("with labels", LABELLED, alone=True),
+)
+"""One after the other, each with a schedule of its own.
+
+Hidden states help at first and hold the weights back later. Labels are soon learnt by heart, so they come last.
+"""
+RECOVERED = ("activation",)
+"""What the table recovers from: it takes five hours each on a core."""
 
 
 def network() -> Llama:
@@ -55,7 +86,7 @@ def calibration() -> dict[str, np.ndarray]:
     return {"tokens": np.array(stream[: 64 * LENGTH]).reshape(64, LENGTH)}
 
 
-def lessons() -> dict[str, np.ndarray]:
+def lessons(*, alone: bool = False) -> dict[str, np.ndarray]:
     """CUT tokens from the start of each story before the last 200, as those are read that are held out, and `told`.
 
     Where a story is shorter, the next ones follow: padding would teach nothing.
@@ -63,7 +94,8 @@ def lessons() -> dict[str, np.ndarray]:
     chosen = stories()[:-200]
     starts = np.cumsum([0, *map(len, chosen[:-1])])
     stream = np.concatenate([*chosen, *chosen])
-    return {"tokens": np.concatenate([np.lib.stride_tricks.sliding_window_view(stream, CUT)[starts], told()])}
+    rows = np.lib.stride_tricks.sliding_window_view(stream, CUT)[starts]
+    return {"tokens": rows if alone else np.concatenate([rows, told()])}
 
 
 def told() -> np.ndarray:
@@ -155,21 +187,26 @@ def widths(found: onnxprune.Pruned) -> list[tuple[str, int]]:
     return sorted((row.kind, row.kept) for row in found.report.groups if row.kept < row.units)
 
 
-def recovered(found: onnxprune.Pruned, original: onnxprune.Graph, criterion: str) -> onnxprune.Graph:
-    """The compact model after distillation, which goes on where it was cut off."""
-    checkpoint = CACHE / f"{criterion}.ckpt"
-    execution = onnxprune.Execution(
-        checkpoint=checkpoint, resume=checkpoint.exists(), losses=CACHE / f"{criterion}.jsonl"
-    )
-    return onnxprune.recover(
-        found.graph,
-        lessons(),
-        teacher=original,
-        plan=found.plan,
-        training=RECOVERY,
-        augment=window,
-        execution=execution,
-    )
+def recovered(found: onnxprune.Pruned, original: onnxprune.Graph) -> list[onnxprune.Graph]:
+    """The compact model after each stage, which go on where they were cut off."""
+    graphs = [found.graph]
+    for stage in STAGES:
+        key = hashlib.sha256(f"{graphs[-1].sha256} {stage.training} {stage.alone}".encode()).hexdigest()[:12]
+        done, checkpoint = (CACHE / f"{key}.{ending}" for ending in ("onnx", "ckpt"))
+        if not done.is_file():
+            onnxprune.recover(
+                graphs[-1],
+                lessons(alone=stage.alone),
+                teacher=original,
+                plan=found.plan if stage.training.match_hidden else None,
+                training=stage.training,
+                augment=None if stage.alone else window,
+                execution=onnxprune.Execution(
+                    checkpoint=checkpoint, resume=checkpoint.exists(), losses=CACHE / f"{key}.jsonl"
+                ),
+            ).save(done)
+        graphs.append(onnxprune.load(done))
+    return graphs[1:]
 
 
 def main() -> None:
@@ -182,21 +219,19 @@ def main() -> None:
     other, original = (exported(net, dynamo=dynamo) for dynamo in (False, True))
     exact = [perplexity(graph) for graph in (other, original)]
     known = perplexity(original, LEARNT)
-    heading = ["criterion", "pruned", "refit", f"recovered, {RECOVERY.epochs} epochs", "times the original"]
-    out = [[*heading, "on stories of the lessons"]]
+    out = [["criterion", "pruned", "refit", *(stage.name for stage in STAGES), "times the original", "on lessons"]]
     for criterion in [only] if only else CRITERIA:
         found = pruned(original, criterion)
-        cells = [perplexity(graph) for graph in (onnxprune.remove(original, found.plan), found.graph)]
-        if criterion in RECOVERED or only:
-            cells.append(perplexity(final := recovered(found, original, criterion)))
-            cells += [cells[-1] / exact[1], perplexity(final, LEARNT) / known]
-            final.save(CACHE / f"{criterion}.onnx")
-        out.append([criterion, *(f"{cell:.3f}" for cell in cells), *[""] * (5 - len(cells))])
+        graphs = recovered(found, original) if criterion in RECOVERED or only else []
+        row = [f"{perplexity(graph):.3f}" for graph in (onnxprune.remove(original, found.plan), found.graph, *graphs)]
+        if graphs:
+            final = graphs[-1]
+            row += [f"{ratio:.3f}" for ratio in (perplexity(final) / exact[1], perplexity(final, LEARNT) / known)]
+        out.append([criterion, *row, *[""] * (len(out[0]) - 1 - len(row))])
         print(*out[-1], flush=True)
     if only:
         return
-    script = pruned(other, RECOVERED[-1])
-    dynamo = pruned(original, RECOVERED[-1])
+    script, dynamo = (pruned(graph, RECOVERED[0]) for graph in (other, original))
     if widths(script) != widths(dynamo):
         raise SystemExit(f"the exporters differ: {widths(script)} and {widths(dynamo)}")
     before, after = dynamo.report.before.parameters, dynamo.report.after.parameters
@@ -208,13 +243,16 @@ def main() -> None:
         f"28,948 tokens: {exact[0]:.3f} from the TorchScript exporter, {exact[1]:.3f} from the dynamo one. "
         f"`prune --ratio {budget(original).share:.4f} --allocation uniform --refit`, 5 rounds, 64 x {LENGTH} tokens "
         f"for calibration: {before:,} parameters become {after:,}, {kept[KINDS[0]][0]} of 4 key-value heads and "
-        f"{kept[KINDS[1]][0]} of 172 feed-forward units in each layer. By {RECOVERED[-1]}, the TorchScript file gets "
+        f"{kept[KINDS[1]][0]} of 172 feed-forward units in each layer. By {RECOVERED[0]}, the TorchScript file gets "
         f"the same widths (largest difference from the masked original {script.report.verified:.1e}, dynamo "
         f"{dynamo.report.verified:.1e}) and perplexity {perplexity(script.graph):.3f} after refit. Recovery: "
-        f"distillation alone, hidden states included (`--match-hidden {RECOVERY.match_hidden:g}`), on the "
-        f"{len(stories()) - 200:,} stories before the last 200, and on {TOLD:,} rows that begin like those and that "
-        f"the original itself goes on with: {CUT} tokens of each or, in nine of ten steps, {LENGTH} of them. "
-        "The last column is the same as the one before it, on the first 69 stories, which are learnt from.",
+        f"distillation with hidden states (`--match-hidden {DISTILLED.match_hidden:g}`), {DISTILLED.epochs} epochs of "
+        f"the {len(stories()) - 200:,} stories before the last 200 and of {TOLD:,} rows that begin like those and that "
+        f"the original itself goes on with: {CUT} tokens of each or, in nine of ten steps, {LENGTH} of them. Then "
+        f"{LONGER.epochs} epochs of {LONGER.batch} instead of {DISTILLED.batch} rows a step without hidden states, and "
+        f"{LABELLED.epochs} of the stories alone, {CUT} tokens each, {LABELLED.batch} a step, with labels "
+        f"(`--label-weight {LABELLED.label_weight:g}`). The "
+        "last column is the same as the one before it, on the first 69 stories, which are learnt from.",
         table(out),
     )
 
