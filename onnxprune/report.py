@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from onnxprune.findings import GroupRow, Latency, Quality, Report
 from onnxprune.records import NOT_EXACT, Group, Scores, reference
@@ -176,22 +176,15 @@ def _remark(group: Group) -> str:
 
 
 def scored(units: Units, scores: Scores) -> str:
-    """The range of scores of each group."""
-    rows = [
-        GroupRow(name, units.groups[name].kind, units.groups[name].size, units.groups[name].size, _range(values), note)
-        for name, values in scores.by_group.items()
-        for note in [scores.notes.get(name, "")]
-    ]
+    """The range of scores of each group, and how many units change no output, so that they have none."""
     cells = [["group", "unit", "units", "lowest", "highest", "note"]]
-    for row in rows:
-        low, high = row.scores or (float("nan"), float("nan"))
-        cells.append([row.name, row.kind, str(row.units), f"{low:.4g}", f"{high:.4g}", row.note])
+    for name, values in scores.by_group.items():
+        group, finite = units.groups[name], [float(value) for value in values if math.isfinite(value)]
+        span = [f"{end(finite):.4g}" if finite else "" for end in (min, max)]
+        silent = sum(value == -math.inf for value in values)
+        notes = [scores.notes.get(name, ""), f"{silent} change no output and go first" if silent else ""]
+        cells.append([name, group.kind, str(group.size), *span, "; ".join(filter(None, notes))])
     return table(cells, numbers=(2, 3, 4))
-
-
-def _range(values: Iterable[float]) -> tuple[float, float]:
-    finite = [float(value) for value in values if math.isfinite(value)]
-    return (min(finite), max(finite)) if finite else (float("nan"), float("nan"))
 
 
 def inspection_json(units: Units) -> str:

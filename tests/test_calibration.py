@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import onnxprune
 from builders import Net
-from onnxprune import scoring
+from onnxprune import report, scoring
 from onnxprune.criteria import CRITERIA
 from onnxprune.errors import DataError, PlanError
 from onnxprune.exact import find_exact, fold
 from onnxprune.graph import Graph
 from onnxprune.grouping import find_units
 from onnxprune.moments import calibrate, merge, spread
-from onnxprune.records import Moments, Site
+from onnxprune.records import Moments, Scores, Site
 from onnxprune.refit import refit
 from onnxprune.runtime import Session
 from onnxprune.scoring import _inverse_diagonal, score
@@ -252,6 +253,14 @@ def test_exact_units_go_without_a_trace(kind: str) -> None:
     outputs = [Session(g.message(), device="cpu").run({"x0": X})[0] for g in (units.graph, folded.graph, compact)]
     np.testing.assert_allclose(outputs[1], outputs[0], atol=1e-5)
     np.testing.assert_allclose(outputs[2], outputs[0], atol=1e-5)
+
+
+def test_units_that_change_no_output_have_no_score_and_are_counted() -> None:
+    scored = onnxprune.score(spoiled("dead"), {"x0": X})
+    assert "1 change no output and go first" in report.scored(scored.units, scored.scores)
+    gone = Scores("spectral", {"c0": np.full(6, -np.inf)})
+    shown = report.scored(scored.units, gone)
+    assert "6 change no output and go first" in shown and not {"nan", "inf", "-inf"} & set(shown.split())
 
 
 def test_constants_reach_a_convolution_without_bias_but_not_through_padding() -> None:
