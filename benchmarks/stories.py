@@ -198,7 +198,7 @@ def recovered(found: onnxprune.Pruned, original: onnxprune.Graph) -> list[onnxpr
                 graphs[-1],
                 lessons(alone=stage.alone),
                 teacher=original,
-                plan=found.plan if stage.training.match_hidden else None,
+                plan=found.plan,
                 training=stage.training,
                 augment=None if stage.alone else window,
                 execution=onnxprune.Execution(
@@ -223,11 +223,10 @@ def main() -> None:
     for criterion in [only] if only else CRITERIA:
         found = pruned(original, criterion)
         graphs = recovered(found, original) if criterion in RECOVERED or only else []
-        row = [f"{perplexity(graph):.3f}" for graph in (onnxprune.remove(original, found.plan), found.graph, *graphs)]
+        cells = [perplexity(graph) for graph in (onnxprune.remove(original, found.plan), found.graph, *graphs)]
         if graphs:
-            final = graphs[-1]
-            row += [f"{ratio:.3f}" for ratio in (perplexity(final) / exact[1], perplexity(final, LEARNT) / known)]
-        out.append([criterion, *row, *[""] * (len(out[0]) - 1 - len(row))])
+            cells += [cells[-1] / exact[1], perplexity(graphs[-1], LEARNT) / known]
+        out.append([criterion, *(f"{cell:.3f}" for cell in cells), *[""] * (len(out[0]) - 1 - len(cells))])
         print(*out[-1], flush=True)
     if only:
         return
@@ -251,8 +250,8 @@ def main() -> None:
         f"the original itself goes on with: {CUT} tokens of each or, in nine of ten steps, {LENGTH} of them. Then "
         f"{LONGER.epochs} epochs of {LONGER.batch} instead of {DISTILLED.batch} rows a step without hidden states, and "
         f"{LABELLED.epochs} of the stories alone, {CUT} tokens each, {LABELLED.batch} a step, with labels "
-        f"(`--label-weight {LABELLED.label_weight:g}`). The "
-        "last column is the same as the one before it, on the first 69 stories, which are learnt from.",
+        f"(`--label-weight {LABELLED.label_weight:g}`). The last column is the same as the one before it, on the first "
+        "69 stories, which are learnt from.",
         table(out),
     )
 

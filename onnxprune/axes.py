@@ -351,7 +351,8 @@ def keep_mask(layout: Layout, masks: Mapping[Dim, np.ndarray]) -> np.ndarray:
     return mask
 
 
-def _factors(layout: Layout) -> list[Layout]:
+def factors_of(layout: Layout) -> list[Layout]:
+    """What a layout is the row-major product of; itself where that is one thing."""
     layout = resolve(layout)
     return list(layout.factors) if isinstance(layout, Product) else [layout]
 
@@ -367,7 +368,7 @@ def found_in(part: Layout, whole: Layout) -> np.ndarray | None:
         (n, m / n) int, the positions of `whole` that belong to each one of `part`; None where `part` has dims that
         `whole` lacks, or either is a concatenation.
     """
-    dims = [[factor for factor in _factors(layout) if isinstance(factor, Dim)] for layout in (part, whole)]
+    dims = [[factor for factor in factors_of(layout) if isinstance(factor, Dim)] for layout in (part, whole)]
     inside, around = dims
     known = math.prod(d.size for d in inside) == part.size and math.prod(d.size for d in around) == whole.size
     if not known or not set(inside) <= set(around) or any(len(set(x)) < len(x) for x in dims):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxprune.axes import Dim, Family, Layout, Product, found_in, leaves, pieces, product, resolve, same
+from onnxprune.axes import Dim, Family, Layout, Product, factors_of, found_in, leaves, pieces, product, resolve, same
 from onnxprune.costs import Costs, polynomial
 from onnxprune.graph import Graph, first_output
 from onnxprune.inference import infer
@@ -227,17 +227,13 @@ class _Finder:
     def _site(self, tensor: str, axis: int) -> Site:
         """The site of a tensor axis: positions that no weight writes, in front or behind, are samples."""
         layout = resolve(self.structure.axes[tensor][axis])
-        parts: list[list[Layout]] = [
-            list(piece.factors) if isinstance(piece, Product) else [piece] for piece in pieces(layout)
-        ]
+        parts = [factors_of(piece) for piece in pieces(layout)]
         tails = [product(*self._positions(factors[::-1])[::-1]) for factors in parts]
         inner = tails[0].size if all(same(tail, tails[0]) for tail in tails) else 1
         heads = self._positions(parts[0]) if len(parts) == 1 else []
         outer = product(*heads).size
         rank = len(self.structure.axes[tensor])
-        repeats = self.tokens.repeats(tensor, axis)
-        if repeats and repeats[0] > 0:
-            repeats = outer * inner * repeats[0], *repeats[1:]
+        repeats = self.tokens.repeats(tensor, axis, outer * inner)
         return Site(tensor, axis, rank, layout.size // (outer * inner), outer, inner, repeats)
 
     def _positions(self, factors: list[Layout]) -> list[Layout]:

@@ -80,7 +80,7 @@ def calibrate(
     for site in sites:
         if not np.isfinite(sums[f"{kinds[0]}:{site.key}"]).all():
             raise DataError(f"the states of tensor '{site.tensor}' are not finite on these data; check their scale.")
-    if not all(sums[f"shape:{site.key}"][1] for site in sites):
+    if any(site.repeats and not sums[f"shape:{site.key}"][1] for site in sites):
         raise DataError(f"the input {MASK} is 0 everywhere, so that no token counts; give 1 for each token.")
     by_kind = {kind: {site.key: sums[f"{kind}:{site.key}"] for site in sites} for kind in kinds}
     count = {key: float(shape[1]) for key, shape in by_kind["shape"].items()}
@@ -121,21 +121,18 @@ def _nodes(
         else:
             node(op, [data], output, axes=[1], keepdims=0)
 
-    def strided(states: str, output: str) -> str:
+    def strided(states: str) -> str:
         cut = ["moments.zero", "moments.end", "moments.axis", "moments.stride"]
-        return node("Slice", [states, *cut], output) if stride > 1 else states
+        return node("Slice", [states, *cut], f"{states}.strided") if stride > 1 else states
 
     for site in sites:
-        whole = shown = f"states:{site.key}"
-        made, needed = state_nodes(site, whole, site.tensor)
-        nodes += made
-        constants |= needed
-        if site.repeats:
-            shown = f"shown:{site.key}"
-            made, needed = shown_nodes(site.repeats, shown, whole)
-            nodes += made
-            constants |= needed
-        whole, shown = strided(whole, f"strided:{site.key}"), strided(shown, f"counted:{site.key}")
+        states = f"states:{site.key}"
+        made, needed = state_nodes(site, states, site.tensor)
+        counted, more, wanted = shown_nodes(site, states)
+        nodes += [*made, *more]
+        constants |= {**needed, **wanted}
+        whole = strided(states)
+        shown = strided(counted) if site.repeats else whole
         if second:
             turned = node("Transpose", [shown], f"turned:{site.key}", perm=[1, 0])
             node("MatMul", [shown, turned], f"second:{site.key}")

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxprune.axes import Layout, Product, leaves, resolve, same
-from onnxprune.records import MASK
+from onnxprune.axes import Layout, factors_of, leaves, resolve, same
+from onnxprune.records import MASK, Repeats, Site
 from onnxprune.structure import Structure
 
 if TYPE_CHECKING:
@@ -21,12 +21,6 @@ if TYPE_CHECKING:
 
 COMPRESS = 9
 """The opset from which states can be left out."""
-
-Repeats = tuple[int, int, int]
-"""How often an entry of the mask occurs: in front of the samples, between samples and tokens, and behind these.
-
-One of the three may be -1, so that it follows from the others: heads become fewer, and other sizes depend on data.
-"""
 
 
 def mask_of(inputs: Collection[str]) -> str | None:
@@ -41,18 +35,25 @@ class Tokens:
     """Where the tensors of a model hold the tokens of its mask."""
 
     def __init__(self, structure: Structure) -> None:
-        self._axes = structure.axes
+        self._axes = axes = structure.axes
         self._pairs: list[tuple[Layout, Layout]] = []
-        known = mask_of(structure.graph.inputs) and structure.graph.opset() >= COMPRESS
-        if known and len(structure.axes[MASK]) == 2:
-            sizes = [axis.size for axis in structure.axes[MASK]]
-            leading = [structure.axes[name][:2] for name in structure.graph.inputs]
-            self._pairs = [(axes[0], axes[1]) for axes in leading if [axis.size for axis in axes] == sizes]
-        self._varying = {resolve(structure.axes[name][axis]) for name, axis in structure.varying if name in self._axes}
+        self._varying: set[Layout] = set()
+        if not mask_of(structure.graph.inputs) or len(axes[MASK]) != 2 or structure.graph.opset() < COMPRESS:
+            return
+        sizes = [axis.size for axis in axes[MASK]]
+        leading = [axes[name][:2] for name in structure.graph.inputs]
+        self._pairs = [(pair[0], pair[1]) for pair in leading if [axis.size for axis in pair] == sizes]
+        self._varying = {resolve(axes[name][axis]) for name, axis in structure.varying if name in axes}
 
-    def repeats(self, tensor: str, axis: int) -> Repeats | None:
-        """How often the other axes of a tensor repeat each token; None where they do not hold all tokens in order."""
-        factors = [f for i, layout in enumerate(self._axes[tensor]) if i != axis for f in _factors(layout)]
+    def repeats(self, tensor: str, axis: int, own: int) -> Repeats | None:
+        """How often the samples of a site repeat each token; None where they do not hold all tokens in order.
+
+        Args:
+            tensor: the tensor.
+            axis: the axis that holds the features.
+            own: positions of that axis that count as samples.
+        """
+        factors = [f for i, layout in enumerate(self._axes[tensor]) if i != axis for f in factors_of(layout)]
         for samples, tokens in self._pairs:
             places = [[i for i, f in enumerate(factors) if same(f, part)] for part in (samples, tokens)]
             if samples.size == 1:
@@ -60,37 +61,34 @@ class Tokens:
             if [len(place) for place in places] != [1, 1] or places[0] > places[1]:
                 continue
             (first,), (second,) = places
-            parts = factors[:first], factors[first + 1 : second], factors[second + 1 :]
-            before, between, behind = (self._size(part) for part in parts)
-            if [before, between, behind].count(-1) < 2:
+            before = self._size(factors[:first], own)
+            between, behind = self._size(factors[first + 1 : second]), self._size(factors[second + 1 :])
+            if (before, between, behind).count(-1) < 2:
                 return before, between, behind
         return None
 
-    def _size(self, factors: list[Layout]) -> int:
+    def _size(self, factors: list[Layout], own: int = 1) -> int:
         """How many positions factors have together, -1 where that may change."""
         moving = any(f in self._varying or any(not leaf.kept for leaf in leaves(f)) for f in factors)
-        return -1 if moving else math.prod(factor.size for factor in factors)
+        return -1 if moving else own * math.prod(factor.size for factor in factors)
 
 
-def _factors(layout: Layout) -> tuple[Layout, ...]:
-    layout = resolve(layout)
-    return layout.factors if isinstance(layout, Product) else (layout,)
-
-
-def shown_nodes(repeats: Repeats, name: str, states: str) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
-    """Nodes that leave out the states of tokens that the mask hides.
+def shown_nodes(site: Site, states: str) -> tuple[str, list[onnx.NodeProto], dict[str, np.ndarray]]:
+    """Nodes that leave out the states of tokens that the mask hides, where a site holds tokens.
 
     Args:
-        repeats: how the states repeat tokens.
-        name: of the result, and of what leads to it.
+        site: where.
         states: what `states.state_nodes` gave, (features, samples).
 
     Returns:
-        The nodes and the constants that they need.
+        The name of what is left, the nodes, and the constants that they need.
     """
+    if not site.repeats:
+        return states, [], {}
     from onnx import TensorProto, helper
 
-    before, between, behind = repeats
+    name = f"{states}.counted"
+    before, between, behind = site.repeats
     constants = {"zero": [0], "one": [1], "flat": [-1], "before": [before], "between": [between], "behind": [behind]}
     steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
         ("Cast", [MASK], "shown", {"to": TensorProto.BOOL}),
@@ -111,4 +109,4 @@ def shown_nodes(repeats: Repeats, name: str, states: str) -> tuple[list[onnx.Nod
         for op, inputs, output, attrs in steps
     ]
     nodes.append(helper.make_node("Compress", [states, f"{name}.row"], [name], axis=1))
-    return nodes, {f"{name}.{key}": np.array(value, np.int64) for key, value in constants.items()}
+    return name, nodes, {f"{name}.{key}": np.array(value, np.int64) for key, value in constants.items()}

@@ -17,6 +17,12 @@ from onnxprune.files import replacing, write
 MASK = "attention_mask"
 """The input that is 0 at tokens that do not count, (samples, tokens)."""
 
+Repeats = tuple[int, int, int]
+"""How often states repeat each entry of `MASK`: in front of its samples, between samples and tokens, behind these.
+
+One of the three may be -1, so that it follows from the others: heads become fewer, and other sizes depend on data.
+"""
+
 NOT_EXACT = "not exact: normalizations run over it"
 """What a reader is told of a group that is not exact."""
 
@@ -63,8 +69,7 @@ class Site:
         features: how many features that axis has; with `outer` and `inner` they make up its size.
         outer: positions in front of the features that count as samples, the pixels of a map flattened channels last.
         inner: positions behind them, the pixels of a map flattened channels first.
-        repeats: how often the samples repeat each token of `MASK`, as `padding.Repeats`; None where they do not
-            hold its tokens.
+        repeats: how often the samples repeat each token of `MASK`; None where they do not hold its tokens.
     """
 
     tensor: str
@@ -73,7 +78,7 @@ class Site:
     features: int
     outer: int = 1
     inner: int = 1
-    repeats: tuple[int, int, int] | None = None
+    repeats: Repeats | None = None
 
     @property
     def key(self) -> str:

@@ -134,22 +134,20 @@ def _side_by_side(original: Graph, compact: Graph, site: Site, kept: int) -> byt
     model.graph.initializer.extend(other.graph.initializer)
     del model.graph.output[:]
     model.graph.ClearField("value_info")
+    states: dict[str, str] = {}
     for name, features in (("", kept), (PREFIX, site.features)):
         tensor = site.tensor if site.tensor in original.inputs else name + site.tensor
-        states, every = f"{name}refit.states", f"{name}refit.every"
-        nodes, constants = state_nodes(replace(site, features=features), every if site.repeats else states, tensor)
-        if site.repeats:
-            more, needed = shown_nodes(site.repeats, states, every)
-            nodes += more
-            constants |= needed
-        nodes.append(helper.make_node("Transpose", [states], [f"{name}refit.turned"], perm=[1, 0]))
+        nodes, constants = state_nodes(replace(site, features=features), f"{name}refit.states", tensor)
+        states[name], more, needed = shown_nodes(site, f"{name}refit.states")
+        nodes += [*more, helper.make_node("Transpose", [states[name]], [f"{name}refit.turned"], perm=[1, 0])]
         model.graph.node.extend(nodes)
-        model.graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in constants.items())
+        values = {**constants, **needed}
+        model.graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in values.items())
     model.graph.node.extend(
         [
-            helper.make_node("MatMul", ["refit.states", "refit.turned"], ["refit.gram"]),
-            helper.make_node("MatMul", ["refit.states", f"{PREFIX}refit.turned"], ["refit.cross"]),
-            helper.make_node("Shape", ["refit.states"], ["refit.shape"]),
+            helper.make_node("MatMul", [states[""], "refit.turned"], ["refit.gram"]),
+            helper.make_node("MatMul", [states[""], f"{PREFIX}refit.turned"], ["refit.cross"]),
+            helper.make_node("Shape", [states[""]], ["refit.shape"]),
         ]
     )
     for name in ("refit.gram", "refit.cross", "refit.shape"):

@@ -127,21 +127,25 @@ def _powers(weight: np.ndarray, axis: int, order: int) -> np.ndarray:
 
 
 def spectral(evidence: Evidence) -> np.ndarray:
-    """Participation in the distortion between the graph before the nonlinearity and the one after it.
-
-    Graphs of few neurons have symmetries, as those of four heads do, and which of two equal scores comes out lower is
-    a matter of rounding, so of the processor. Of these the unit with the smaller state goes first.
-    """
+    """Participation in the distortion between the graph before the nonlinearity and the one after it."""
     pick = int(evidence.options.metric == "correlation")
     distances = [squared_distances(moments[pick], standardise=bool(pick)) for moments in (evidence.pre, evidence.post)]
-    scores = node_scores(distances[0], distances[1], evidence.options)
+    return _told_apart(node_scores(distances[0], distances[1], evidence.options), activation(evidence))
+
+
+def _told_apart(scores: np.ndarray, states: np.ndarray) -> np.ndarray:
+    """Scores of which those that are equal but for rounding rise with the state: (n,).
+
+    Graphs of few neurons have symmetries, as those of four heads do, and which of two equal scores comes out lower is
+    a matter of rounding, so of the processor.
+    """
     order = np.argsort(scores)
     rising = scores[order]
     level = np.concatenate([[0], np.cumsum(np.diff(rising) > EQUAL * rising[1:])])
-    settled = np.empty_like(scores)
-    settled[order] = rising[np.searchsorted(level, level)]
-    rank = np.argsort(np.argsort(activation(evidence), kind="stable"))
-    return settled * (1 + EQUAL * rank / len(rank))
+    lowest = np.empty_like(scores)
+    lowest[order] = rising[np.searchsorted(level, level)]  # of each level
+    rank = np.argsort(np.argsort(states, kind="stable"))
+    return lowest * (1 + EQUAL * rank / len(rank))
 
 
 def random(evidence: Evidence) -> np.ndarray:
