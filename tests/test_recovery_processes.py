@@ -191,8 +191,8 @@ def test_check_says_why_not(tmp_path: Path) -> None:
     lines = {line.split()[0]: line for line in result.stdout.splitlines() if line}
     assert lines["two"].endswith("no: one number, such as an epsilon or a scale")
     assert lines["grid"].endswith("no: not combined with an activation as a weight is: a mask, a table or a grid")
-    assert "2 constants with 42 numbers train." in result.stdout
-    assert "1 constants of whole numbers do not." in result.stdout
+    assert "Constants that train: 2, 42 numbers." in result.stdout
+    assert "Constants of whole numbers, which do not: 1." in result.stdout
 
 
 def test_check_names_what_the_bridge_lacks(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_check_names_what_the_bridge_lacks(tmp_path: Path) -> None:
     onnx.save(net.output(net.dense(h, 4, 2)).model(), tmp_path / "m.onnx")
     result = run("recover", tmp_path / "m.onnx", "--check")
     assert result.exit_code == 0
-    lacked = "The bridge to PyTorch lacks RandomNormalLike, which 1 nodes need, first 'randomnormallike0_node'."
+    lacked = "The bridge to PyTorch lacks RandomNormalLike; nodes that need it: 1, the first 'randomnormallike0_node'."
     assert lacked in result.stdout
     assert json.loads(run("recover", tmp_path / "m.onnx", "--check", "--json").stdout)["lacks"]
 

@@ -47,14 +47,14 @@ class Trainable:
         rows += [[name, _size(shape), "yes"] for name, shape in self.trained.items()]
         rows += [[name, _size(shape), f"no: {why}"] for name, (shape, why) in self.fixed.items()]
         numbers = sum(math.prod(shape) for shape in self.trained.values())
-        lines = [table(rows), "", f"{len(self.trained)} constants with {numbers:,} numbers train."]
+        lines = [table(rows), "", f"Constants that train: {len(self.trained)}, {numbers:,} numbers."]
         if self.whole_numbers:
-            lines.append(f"{self.whole_numbers} constants of whole numbers do not.")
+            lines.append(f"Constants of whole numbers, which do not: {self.whole_numbers}.")
         if self.unfolded:
             how = "is put" if self.unfolds else "can be put (--unfold-batchnorm)"
-            lines.append(f"A normalization {how} behind {self.unfolded} convolutions for training, and folded back.")
+            lines.append(f"A normalization {how} behind convolutions ({self.unfolded}) for training, and folded back.")
         for op, nodes in self.lacks.items():
-            lines.append(f"The bridge to PyTorch lacks {op}, which {len(nodes)} nodes need, first '{nodes[0]}'.")
+            lines.append(f"The bridge to PyTorch lacks {op}; nodes that need it: {len(nodes)}, the first '{nodes[0]}'.")
         lines += ["Nothing trains while the bridge lacks an operator; refit needs no PyTorch."] if self.lacks else []
         return "\n".join(lines)
 
