@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import pytest
 
 import onnxprune
 from onnxprune.errors import DataError
-from onnxprune.graph import from_proto
 from onnxprune.grouping import find_units
 from onnxprune.moments import calibrate
 from onnxprune.runtime import Session
-from test_recovery_padding import MASKED, SHOWN, TOKENS, encoder
-from zoo.base import TORCHSCRIPT, feeds, member, zoo
+from test_recovery_padding import MASKED, SHOWN, TOKENS, encoder, padded
 
 EACH = 1, 1, 1
 
@@ -48,16 +45,6 @@ def test_synthetic_inputs_hide_nothing_and_data_may_not_hide_everything() -> Non
     assert min(onnxprune.score(encoder(0)).moments.count.values()) > 0
     with pytest.raises(DataError, match="attention_mask is 0 everywhere, so that no token counts; give 1 for each"):
         onnxprune.score(encoder(0), MASKED | {"attention_mask": np.zeros_like(TOKENS)})
-
-
-def padded(name: str) -> tuple[onnxprune.Graph, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """A network, and two sets of texts that differ where the mask hides them."""
-    graph = from_proto(onnx.load_from_string(member(name, TORCHSCRIPT, next(iter(zoo()[name].attention), ""))))
-    tokens = np.random.default_rng(0).integers(1, 50, (16, 12))
-    shown = np.arange(12) < np.random.default_rng(1).integers(3, 12, (16, 1))
-    data = {name: np.zeros((16, 12), np.int64) for name in feeds(zoo()[name])}
-    data |= {"input_ids": tokens, "attention_mask": shown.astype(np.int64)}
-    return graph, data, data | {"input_ids": np.where(shown, tokens, 50 - tokens)}
 
 
 REPEATS = {

@@ -7,16 +7,20 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from onnx import TensorProto
 
+import onnxprune
 from builders import Net
 from onnxprune.errors import DataError
-from onnxprune.graph import Graph
+from onnxprune.graph import Graph, from_proto
+from onnxprune.padding import Places
 from onnxprune.recovery import Execution, Training, Watch, recover
 from onnxprune.recovery.losses import Known, Objective, shape_of, shown_positions
 from test_recovery_objectives import language_model, outputs
+from zoo.base import TORCHSCRIPT, feeds, member, zoo
 
 GENERATOR = np.random.default_rng(0)
 TOKENS, REAL = GENERATOR.integers(0, 7, (24, 10)), GENERATOR.integers(0, 11, (24, 1))
@@ -42,6 +46,16 @@ def encoder(seed: int, *, flat: bool = False) -> Graph:
             node.input[:] = [name if read == put.name else read for read in node.input]
         put.name = name
     return net.graph()
+
+
+def padded(name: str) -> tuple[onnxprune.Graph, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """A network, and two sets of texts that differ where the mask hides them."""
+    graph = from_proto(onnx.load_from_string(member(name, TORCHSCRIPT, next(iter(zoo()[name].attention), ""))))
+    tokens = np.random.default_rng(0).integers(1, 50, (16, 12))
+    shown = np.arange(12) < np.random.default_rng(1).integers(3, 12, (16, 1))
+    data = {name: np.zeros((16, 12), np.int64) for name in feeds(zoo()[name])}
+    data |= {"input_ids": tokens, "attention_mask": shown.astype(np.int64)}
+    return graph, data, data | {"input_ids": np.where(shown, tokens, 50 - tokens)}
 
 
 def entries(path: Path, key: str) -> list[float]:
@@ -82,6 +96,23 @@ def test_hidden_positions_take_no_part(loss: str, hidden: float, flat: bool, tmp
     assert found[0][-1] < found[0][0]
 
 
+@pytest.mark.parametrize("name", ["bert", "deberta", "gpt2"])
+def test_hidden_tokens_take_no_part_in_attention(name: str, tmp_path: Path) -> None:
+    """Heads are on an axis of their own, or on that of the samples; scores of queries and keys are of pairs."""
+    graph, *sets = padded(name)
+    method = onnxprune.Method(refit=True, latency=False)
+    pruned = onnxprune.prune(graph, onnxprune.Budget("units", 0.5), sets[0], method=method)
+    found = []
+    for samples, accumulate in ((sets[0], 1), (sets[0], 4), (sets[1], 1)):
+        training = Training(epochs=3, batch=16, rate=1e-4, match_hidden=1, accumulate=accumulate)
+        execution = Execution(losses=tmp_path / "losses.jsonl")
+        recover(pruned.graph, samples, teacher=graph, plan=pruned.plan, training=training, execution=execution)
+        found.append(entries(tmp_path / "losses.jsonl", "loss"))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
+    np.testing.assert_allclose(found[2], found[0], rtol=1e-4)
+    assert found[0][-1] < found[0][0]
+
+
 def measured(caplog: pytest.LogCaptureFixture, data: dict[str, np.ndarray], metric: str, **options: str) -> float:
     """What a metric says before the first step."""
     caplog.clear()
@@ -106,10 +137,11 @@ def test_metrics_leave_out_what_does_not_count(caplog: pytest.LogCaptureFixture)
 
 
 def test_classes_are_no_positions() -> None:
-    """Where an answer starts is one of ten classes, as many as there are positions."""
+    """Where an answer starts is one of the positions, which are the classes then."""
     generator = torch.Generator().manual_seed(0)
     output, target = (torch.randn(24, 10, generator=generator) for _ in range(2))
-    objective = Objective(Training(), shape_of([target.numpy()], (), SHOWN), learns=True)
+    places = Places((("samples",), ("tokens",)))
+    objective = Objective(Training(), shape_of([target.numpy()], (), SHOWN, [places]), learns=True)
     assert objective([output], [target], Known(shown=torch.tensor(SHOWN))) == objective([output], [target], Known())
 
 

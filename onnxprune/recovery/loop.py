@@ -15,7 +15,7 @@ from onnxprune.errors import BridgeError, PlanError
 from onnxprune.recovery.augmentation import Augmentation
 from onnxprune.recovery.checkpoint import Checkpoint, Log
 from onnxprune.recovery.evaluation import Evaluator
-from onnxprune.recovery.losses import Objective, known_of, labels_that_count, shown_positions
+from onnxprune.recovery.losses import Objective, known_of, labels_that_count, seen_in, shown_positions
 from onnxprune.recovery.options import Arrays, Execution, Progress, Training
 from onnxprune.recovery.parallel import Processes, waits_for_gradients
 from onnxprune.recovery.samples import Samples, Schedule
@@ -91,7 +91,7 @@ class Loop:
         known = setting.samples.labels
         self.counted = None if known is None else labels_that_count(known, training)
         shown = shown_positions(setting.samples.inputs)
-        self.seen = None if shown is None else float(shown.sum()) / len(shown)
+        self.seen = None if shown is None else seen_in(shown)
         self.done = 0
         self.best: float | None = None
         self.chosen: dict[str, torch.Tensor] = {}

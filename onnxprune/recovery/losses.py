@@ -7,7 +7,6 @@ in one process or several, has the loss and the gradient of the whole step, wher
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxprune.errors import BridgeError, DataError, blames
-from onnxprune.padding import mask_of
+from onnxprune.padding import TOKENS, Places, mask_of
 from onnxprune.records import MASK
 from onnxprune.recovery.options import Arrays, Training, from_script, is_script
 
@@ -33,10 +32,12 @@ class Shape:
     Attributes:
         probabilities: whether each output holds probabilities, as a final Softmax gives them.
         variances: of each output of the original, and then of each of its hidden states.
+        places: where these hold the tokens of a mask.
     """
 
     probabilities: tuple[bool, ...]
     variances: tuple[float, ...]
+    places: tuple[Places | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,36 +48,42 @@ class Known:
         labels: where they are learnt from or say what does not count.
         shown: what `shown_positions` gives.
         counted: labels of a sample that count, on average over all data; that of the batch when None.
-        seen: positions of a sample that are shown, on average over all data; that of the batch when None.
+        seen: what `seen_in` gives for all data; that of the batch when None.
     """
 
     labels: torch.Tensor | None = None
     shown: torch.Tensor | None = None
     counted: float | None = None
-    seen: float | None = None
+    seen: tuple[float, float] | None = None
 
 
 def shape_of(
-    outputs: Sequence[np.ndarray], hidden: Sequence[np.ndarray] = (), shown: np.ndarray | None = None
+    outputs: Sequence[np.ndarray],
+    hidden: Sequence[np.ndarray] = (),
+    shown: np.ndarray | None = None,
+    places: Sequence[Places | None] = (),
 ) -> Shape:
-    """Looks at the outputs of the first samples, and at hidden states, where they are shown."""
-    floating = [np.asarray(array, np.float64) for array in (*outputs, *hidden)]
-    places = [None if shown is None else _places(array, shown) for array in floating]
-    seen = [array if place is None else array[place] for array, place in zip(floating, places, strict=True)]
-    return Shape(
-        tuple(_is_probability(array) for array in floating[: len(outputs)]),
-        tuple(max(float(array.var()), 1e-12) if array.size else 1.0 for array in seen),
-    )
+    """Looks at the outputs of the first samples, and at hidden states, where they are shown.
 
-
-def _places(value: Any, shown: Any) -> Any:
-    """The positions that are shown, where an array holds their features, on two axes or all in a row; else None.
-
-    Beside samples its second axis may hold as many classes as there are positions, and with four axes as many heads.
+    Args:
+        outputs: of the original.
+        hidden: states of it.
+        shown: what `shown_positions` gives for the samples.
+        places: of all these arrays; nowhere when empty.
     """
-    if value.ndim == 3 and value.shape[:2] == shown.shape:
-        return shown
-    return shown.reshape(-1) if value.ndim == 2 and len(value) == math.prod(shown.shape) else None
+    import torch
+
+    arrays = [np.asarray(array, np.float64) for array in (*outputs, *hidden)]
+    places = tuple(places) or (None,) * len(arrays)
+    seen = [
+        array if shown is None or at is None else at.shown(torch.tensor(array), torch.tensor(shown)).numpy()
+        for array, at in zip(arrays, places, strict=True)
+    ]
+    return Shape(
+        tuple(_is_probability(array) for array in arrays[: len(outputs)]),
+        tuple(max(float(array.var()), 1e-12) if array.size else 1.0 for array in seen),
+        places,
+    )
 
 
 def _is_probability(output: np.ndarray) -> bool:
@@ -138,7 +145,7 @@ class Objective:
                     "--task script and --label-weight 1."
                 )
             classes = i < count and self._is_classes(i, output)
-            output, target, total = self._that_counts(i, output.float(), target.float(), known)
+            output, target, total = self._that_counts(i, output.float(), target.float(), known, classes=classes)
             if classes:
                 t = self.training.temperature
                 student = functional.log_softmax(self._logits(output, i) / t, dim=-1)
@@ -155,16 +162,19 @@ class Objective:
         return loss + self.training.match_hidden * torch.stack(hidden).mean() if hidden else loss
 
     def _that_counts(
-        self, i: int, output: torch.Tensor, target: torch.Tensor, known: Known
+        self, i: int, output: torch.Tensor, target: torch.Tensor, known: Known, *, classes: bool
     ) -> tuple[torch.Tensor, torch.Tensor, float]:
         """What counts of an output and of the original's, and how many rows a batch has of that on average."""
         if known.labels is not None and self._is_tokens(i, output):
             counts = self._next(output, known.labels)[1] != IGNORED
             output, target = output[:, :-1], target[:, :-1]
             return output[counts], target[counts], _total(counts, known.counted)
-        if known.shown is not None and (places := _places(output, known.shown)) is not None:
-            return output[places], target[places], _total(known.shown, known.seen)
-        return output, target, output.shape[:1].numel()
+        places = self.shape.places[i]
+        if known.shown is None or places is None or (classes and TOKENS in places.axes[-1]):  # tokens are the classes
+            return output, target, output.shape[:1].numel()
+        seen = known.seen or seen_in(known.shown)
+        total = seen[places.tokens - 1] * len(known.shown) or 1.0
+        return places.shown(output, known.shown), places.shown(target, known.shown), total
 
     def _is_classes(self, i: int, output: torch.Tensor) -> bool:
         if self.training.loss != "auto":
@@ -281,3 +291,9 @@ def shown_positions(inputs: Arrays) -> np.ndarray | None:
     """Where the mask is not 0, (samples, positions); None where there is none: see `padding.mask_of`."""
     name = mask_of(inputs)
     return inputs[name] != 0 if name and inputs[name].ndim == 2 else None
+
+
+def seen_in(shown: Any) -> tuple[float, float]:
+    """How many positions of a sample are shown on average, an array or a tensor, and how many pairs of them."""
+    counts = shown.sum(1)
+    return float(counts.sum()) / len(shown), float((counts * counts).sum()) / len(shown)

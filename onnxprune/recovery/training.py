@@ -8,6 +8,7 @@ beside a busy process, and as long on idle ones (benchmarks/spinning.py).
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ import numpy as np
 from onnxprune.data import load_data
 from onnxprune.errors import DataError, GoalMissed, PlanError
 from onnxprune.graph import Graph, load
+from onnxprune.inference import infer
+from onnxprune.observation import observe
+from onnxprune.padding import Places, Tokens
 from onnxprune.records import Plan
 from onnxprune.recovery.augmentation import Augmentation
 from onnxprune.recovery.losses import Objective, known_labels, known_of, shape_of, shown_positions
@@ -157,9 +161,17 @@ def _setting(
             teacher.remember(samples, training.batch, execution.cache, progress)
     first = samples.first(min(SHAPE_SAMPLES, training.batch))
     known = teacher.run(first) if teacher else Session(graph.message(), device="cpu").run(first)
-    shape = shape_of(known[: len(graph.outputs)], known[len(graph.outputs) :], shown_positions(first))
+    shown, count = shown_positions(first), len(graph.outputs)
+    places = () if shown is None else _places(graph, [*graph.outputs, *names], samples.first(2))
+    shape = shape_of(known[:count], known[count:], shown, places)
     objective = Objective(training, shape, learns=learns)
     return Setting(student, samples, teacher, objective, schedule, training, execution, joined, augmentation, progress)
+
+
+def _places(graph: Graph, names: Sequence[str], feeds: Arrays) -> list[Places | None]:
+    """Where tensors of a model hold the tokens of its mask."""
+    tokens = Tokens(infer(graph, observe(graph, feeds)))
+    return [tokens.places(name) for name in names]
 
 
 def _pieces(samples: Samples, count: int) -> list[Arrays]:
