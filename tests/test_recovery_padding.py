@@ -106,8 +106,11 @@ def test_hidden_tokens_take_no_part_in_attention(name: str, tmp_path: Path) -> N
     for samples, accumulate in ((sets[0], 1), (sets[0], 4), (sets[1], 1)):
         training = Training(epochs=3, batch=16, rate=1e-4, match_hidden=1, accumulate=accumulate)
         execution = Execution(losses=tmp_path / "losses.jsonl")
-        recover(pruned.graph, samples, teacher=graph, plan=pruned.plan, training=training, execution=execution)
+        options = {"plan": pruned.plan, "training": training, "execution": execution}
+        recover(pruned.graph, samples, teacher=graph, watch=Watch(samples, "loss"), **options)
         found.append(entries(tmp_path / "losses.jsonl", "loss"))
+        measured = entries(tmp_path / "losses.jsonl", "value")  # after a step is before the next one
+        np.testing.assert_allclose(measured[:-1], found[-1][1:], rtol=1e-4)
     np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
     np.testing.assert_allclose(found[2], found[0], rtol=1e-4)
     assert found[0][-1] < found[0][0]

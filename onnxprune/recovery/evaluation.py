@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ from onnxprune.recovery.options import Arrays, Watch, from_script, is_script
 
 Run = Callable[[Arrays], list[np.ndarray]]
 """Arrays by input to outputs."""
-Loss = Callable[[Arrays, list[np.ndarray], np.ndarray | None], float]
-"""Inputs, outputs and labels of a batch to its loss."""
+Loss = Callable[[Arrays, list[np.ndarray], np.ndarray | None, int], float]
+"""Inputs of a batch, and outputs, labels and number of its real samples, to its loss."""
 
 
 class Evaluator:
@@ -63,7 +63,7 @@ class Evaluator:
             return self._scripted(run)
         total = count = 0.0
         for feeds, labels, real in self._batches():
-            outputs = [output[:real] for output in run(feeds)]
+            outputs = real_part(run(feeds), feeds, real)
             value, weight = self._batch(feeds, outputs, labels, real)
             total, count = total + value, count + weight
         if not count:
@@ -77,7 +77,7 @@ class Evaluator:
     ) -> tuple[float, float]:
         """The sum over a batch, and how many samples or positions it is over."""
         if self.metric == "loss":
-            return self._loss(feeds, outputs, labels) * real, real
+            return self._loss(feeds, outputs, labels, real) * real, real
         chosen = _classes(outputs[0], self.metric)
         if self.metric == "top1":
             known = np.asarray(labels).reshape(chosen.shape)
@@ -85,10 +85,10 @@ class Evaluator:
                 chosen, known = chosen[:, :-1], known[:, 1:]
             return float((chosen == known).sum()), float((known != IGNORED).sum())
         assert self._teacher is not None
-        same = chosen == _classes(self._teacher(feeds)[0][:real], self.metric)
+        same = chosen == _classes(real_part(self._teacher(feeds)[:1], feeds, real)[0], self.metric)
         shown = shown_positions(feeds)
-        if shown is not None and shown[:real].shape == same.shape:
-            same = same[shown[:real]]
+        if shown is not None and shown[:real].size == same.size:
+            same = same.reshape(-1)[shown[:real].reshape(-1)]
         return float(same.sum()), float(same.size)
 
     def _scripted(self, run: Run) -> float:
@@ -116,6 +116,12 @@ class Evaluator:
     def in_words(self, value: float) -> str:
         """A value for people."""
         return f"{self.metric} {value:.4f}"
+
+
+def real_part(outputs: Sequence[np.ndarray], feeds: Arrays, real: int) -> list[np.ndarray]:
+    """What a model says about the first samples of a batch, also where an output has several rows for each."""
+    rows = next(len(array) for array in feeds.values() if array.ndim)
+    return [output[: len(output) * real // rows] if output.ndim else output for output in outputs]
 
 
 def _classes(output: np.ndarray, metric: str) -> np.ndarray:

@@ -204,18 +204,18 @@ def _trained(setting: Setting, watch: Watch | None) -> Graph:
 def _evaluator(setting: Setting, watch: Watch) -> Evaluator:
     import torch
 
-    from onnxprune.recovery.evaluation import Evaluator
+    from onnxprune.recovery.evaluation import Evaluator, real_part
     from onnxprune.torch_bridge.arrays import tensor_of
 
     graph, teacher = setting.student.graph, setting.teacher
     data = load_data(watch.data, Session(graph.message(), device="cpu"), size=setting.training.batch)
 
-    def loss(feeds: Arrays, outputs: list[np.ndarray], labels: np.ndarray | None) -> float:
+    def loss(feeds: Arrays, outputs: list[np.ndarray], labels: np.ndarray | None, real: int) -> float:
         targets: list[Any] = []
         if teacher and setting.objective.learns:
-            targets = [tensor_of(target[: len(outputs[0])]) for target in teacher.run(feeds)]
-        cut = {name: array[: len(outputs[0])] for name, array in feeds.items()}
-        known = known_of(cut, known_labels(cut, labels, setting.training))
+            targets = [tensor_of(target) for target in real_part(teacher.run(feeds), feeds, real)]
+        inputs = {name: array[:real] for name, array in feeds.items()}
+        known = known_of(inputs, known_labels(inputs, labels, setting.training))
         with torch.no_grad():
             return float(setting.objective([torch.tensor(output) for output in outputs], targets, known))
 
