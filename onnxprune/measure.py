@@ -75,7 +75,7 @@ def top1(session: Session, batches: Iterable[Batch]) -> tuple[float, int]:
     for batch in batches:
         if batch.labels is None:
             raise DataError("top-1 accuracy needs labels; add an array 'labels' to the data.")
-        chosen = _classes(session.run(batch.feeds)[0], batch.real)
+        chosen = _classes(session.run(batch.feeds)[0], batch)
         if chosen is None:
             raise DataError("top-1 accuracy needs a first output of one row of classes a sample; this model has none.")
         hits += int(np.sum(chosen == np.asarray(batch.labels).ravel()[: batch.real]))
@@ -83,10 +83,10 @@ def top1(session: Session, batches: Iterable[Batch]) -> tuple[float, int]:
     return hits / samples, samples
 
 
-def _classes(output: np.ndarray, real: int) -> np.ndarray | None:
+def _classes(output: np.ndarray, batch: Batch) -> np.ndarray | None:
     """The chosen class of each sample; None where the output is not (samples, classes)."""
-    usable = output.ndim == 2 and output.shape[0] >= real and output.shape[1] > 1 and output.dtype.kind == "f"
-    return output[:real].argmax(axis=1) if usable else None
+    usable = output.ndim == 2 and len(output) == batch.rows and output.shape[1] > 1 and output.dtype.kind == "f"
+    return output[: batch.real].argmax(axis=1) if usable else None
 
 
 def quality(
@@ -114,7 +114,7 @@ def quality(
             if a.dtype.kind == "f" and a.shape == b.shape:
                 gap = np.abs(a.astype(np.float64) - b)
                 difference = max(difference, float(np.max(gap, initial=0.0)))
-        chosen = [_classes(out[0], batch.real) for out in outputs]
+        chosen = [_classes(out[0], batch) for out in outputs]
         samples += batch.real
         if chosen[0] is None or chosen[1] is None:
             classes = False

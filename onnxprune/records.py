@@ -376,3 +376,8 @@ class Batch:
     feeds: dict[str, np.ndarray]
     labels: np.ndarray | None
     real: int
+
+    @property
+    def rows(self) -> int:
+        """How many samples there are, those that fill a fixed batch size included."""
+        return len(next(iter(self.feeds.values())))

@@ -98,6 +98,17 @@ def test_accuracy_and_agreement() -> None:
         measure.top1(sessions[0], [Batch({"x0": x}, None, 10)])
 
 
+def test_rows_of_tokens_are_no_classes_of_samples() -> None:
+    net = Net()
+    x = net.op("Reshape", net.input("N", 5, 3), net.ints(-1, 3))
+    net.output(net.op("MatMul", x, net.weight(3, 4)))
+    session = Session(net.model().SerializeToString(), device="cpu")
+    batch = Batch({"x0": np.ones((2, 5, 3), "f")}, np.zeros(2, int), 2)
+    with pytest.raises(DataError, match="one row of classes a sample; this model has none"):
+        measure.top1(session, [batch])
+    assert measure.quality(session, session, [batch]) == Quality(2, "", None, None, 0.0)
+
+
 def test_a_model_that_is_not_faster_is_said_so() -> None:
     from onnxprune.pipeline import _slow
 
