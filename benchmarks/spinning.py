@@ -1,9 +1,9 @@
-"""Why recovery lets idle threads wait passively: a step of training beside its teacher, and beside other work.
+"""Why idle threads wait passively in recovery, and why processes share the cores: a step of training with its teacher.
 
     python benchmarks/spinning.py
 
-times the same steps in processes that differ in how threads of OpenMP and ONNX Runtime wait, and in whether glibc keeps
-freed memory, as docs/recovery.md advises. About two minutes.
+times the same steps in processes that differ in how threads of OpenMP and ONNX Runtime wait, in whether glibc keeps
+freed memory, as docs/recovery.md advises, and in how many threads the teacher has. About four minutes.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import cifar10
 from results import publish, table
 
 STEPS = 16
+CORES = os.cpu_count() or 1
 KEPT = {"MALLOC_MMAP_THRESHOLD_": "2000000000", "MALLOC_TRIM_THRESHOLD_": "2000000000", "MALLOC_TOP_PAD_": "268435456"}
 
 
-def measure(spin: bool) -> None:
+def measure(spin: bool, threads: int) -> None:
     """Prints the median seconds of a step: the teacher's outputs, then forward, backward and update."""
     import torch
 
@@ -31,7 +32,7 @@ def measure(spin: bool) -> None:
     from onnxprune.torch_bridge import to_torch
 
     graph = onnxprune.load(cifar10.model("resnet20_cifar10_bn"))
-    module, teacher = to_torch(graph).train(), Session(graph.message(), device="cpu", spin=spin)
+    module, teacher = to_torch(graph).train(), Session(graph.message(), device="cpu", spin=spin, threads=threads)
     optimizer = torch.optim.AdamW(module.parameters())
     images = np.random.default_rng(0).standard_normal((128, 3, 32, 32)).astype("f")
     times = []
@@ -46,27 +47,38 @@ def measure(spin: bool) -> None:
     print(np.median(times[1:]))
 
 
+def seconds(wait: str, threads: int, environment: dict[str, str], count: int) -> float:
+    """Seconds of a step in processes that run at the same time and share the cores, on average."""
+    shared = {"OMP_NUM_THREADS": str(max(1, CORES // count)), "LOCAL_WORLD_SIZE": str(count)}
+    command = [sys.executable, __file__, wait, str(threads)]
+    started = [
+        subprocess.Popen(command, env={**os.environ, **environment, **shared}, stdout=subprocess.PIPE)
+        for _ in range(count)
+    ]
+    return float(np.mean([float(process.communicate()[0]) for process in started]))
+
+
 def main() -> None:
-    """Runs each setting in a process of its own and writes the table."""
-    rows = [["threads wait", "freed memory", "alone", "beside a busy process"]]
-    for wait, policy, kept in (("wait", "PASSIVE", {}), ("spin", "ACTIVE", {}), ("wait", "PASSIVE", KEPT)):
+    """Runs each setting in processes of its own and writes the table."""
+    rows = [["threads wait", "freed memory", "the teacher's threads", "alone", "beside a busy process", "two at once"]]
+    for wait, kept, threads in (("wait", {}, 0), ("spin", {}, 0), ("wait", KEPT, 0), ("wait", {}, CORES)):
+        environment = {"OMP_WAIT_POLICY": "PASSIVE" if wait == "wait" else "ACTIVE", **kept}
         cells = []
-        for busy in (False, True):
+        for busy, count in ((False, 1), (True, 1), (False, 2)):
             other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
-            environment = {**os.environ, "OMP_WAIT_POLICY": policy, **kept}
-            command = [sys.executable, __file__, wait]
-            seconds = float(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
-            cells.append(f"{seconds:.2f} s")
+            cells.append(f"{seconds(wait, threads, environment, count):.2f} s")
             if other:
                 other.kill()
-        rows.append([policy.lower() + "ly", "kept" if kept else "given back", *cells])
+        policy = environment["OMP_WAIT_POLICY"].lower() + "ly"
+        rows.append([policy, "kept" if kept else "given back", "all cores" if threads else "shared", *cells])
     publish(
         "spinning.py",
         "## Threads that wait, in training",
-        "One step of ResNet-20 on 128 images with its teacher in ONNX Runtime, median of 15 steps.",
+        "One step of ResNet-20 on 128 images with its teacher in ONNX Runtime, median of 15 steps; of two at once each "
+        "has half of the cores.",
         table(rows),
     )
 
 
 if __name__ == "__main__":
-    measure(sys.argv[1] == "spin") if len(sys.argv) > 1 else main()
+    measure(sys.argv[1] == "spin", int(sys.argv[2])) if len(sys.argv) > 1 else main()

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import io
 import logging
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -67,7 +68,7 @@ class Session:
             model: a serialized ModelProto, or the path of a file.
             device: "auto", "cpu", "cuda", "cuda:1", "tensorrt" or "openvino".
             optimize: whether ONNX Runtime may fuse and fold.
-            threads: intra-op threads; all cores when None.
+            threads: intra-op threads; `own_cores()` when None or 0.
             spin: whether idle threads wait busily, which is faster alone and slows PyTorch down beside it.
             adapt: makes the inputs of this model from those that `run` is given.
 
@@ -81,6 +82,7 @@ class Session:
         options.log_severity_level = 4
         if not optimize:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        threads = threads or own_cores()
         if threads:
             options.intra_op_num_threads = threads
             options.inter_op_num_threads = 1
@@ -120,6 +122,18 @@ class Session:
             return list(self._session.run(wanted, {**self._weights, **given}))
         except Exception as error:  # as above
             raise ModelError(f"ONNX Runtime cannot run the model: {first_line(error)}") from error
+
+
+def own_cores() -> int | None:
+    """The cores of this process; None where they are all of the machine's.
+
+    ONNX Runtime makes a thread for each core of the machine, and ties them to cores, also where this process may run on
+    some of them alone, or torchrun has started others that work at the same time.
+    """
+    every = os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
+    own = max(1, allowed // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return own if own < every else None
 
 
 def shared_by(model: bytes | Path) -> Mapping[str, np.ndarray]:

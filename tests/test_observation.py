@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from builders import Net
 from onnxprune.errors import DataError, DeviceError, ModelError
 from onnxprune.grouping import find_units
 from onnxprune.observation import observe
-from onnxprune.runtime import Session, first_line, gpu_count
+from onnxprune.runtime import Session, first_line, gpu_count, own_cores
 
 
 def test_shapes_and_what_varies() -> None:
@@ -86,6 +88,16 @@ def test_sessions_say_where_they_run() -> None:
         session.run({"x0": np.zeros((2, 5), "f")})
     with pytest.raises(DeviceError, match=r"device 'openvino' cannot be used: .* install onnxruntime-openvino"):
         Session(message, device="openvino")
+
+
+def test_sessions_use_the_cores_that_a_process_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert own_cores() is None
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert own_cores() == 2
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 5}, raising=False)
+    assert own_cores() == 1  # not none, although there are more processes
 
 
 def test_messages_are_one_line() -> None:
