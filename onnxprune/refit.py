@@ -23,6 +23,7 @@ from onnxprune.padding import shown_nodes
 from onnxprune.precision import is_floating
 from onnxprune.records import Plan, Site, Weight
 from onnxprune.runtime import Feeds, Session
+from onnxprune.sharing import captured_by
 from onnxprune.states import by_feature, kept_features, state_nodes
 from onnxprune.structure import label
 from onnxprune.units import Units
@@ -164,7 +165,7 @@ def _drop_unneeded(model: onnx.ModelProto) -> None:
         if needed.isdisjoint(node.output):
             del model.graph.node[i]
         else:
-            needed.update(node.input)
+            needed.update(node.input, captured_by(node))
 
 
 def _solved(

@@ -14,18 +14,19 @@ if TYPE_CHECKING:
 
 def captured_names(graph: onnx.GraphProto) -> set[str]:
     """Names of tensors that bodies of If, Loop and Scan read from outside themselves, at any depth."""
+    return set().union(*map(captured_by, graph.node))
+
+
+def captured_by(node: onnx.NodeProto) -> set[str]:
+    """The same for the bodies of one node."""
     import onnx
 
-    def read_by(body: onnx.GraphProto) -> set[str]:
-        made = {x.name for x in (*body.input, *body.initializer)} | {name for n in body.node for name in n.output}
-        read = {name for n in body.node for name in n.input} | {x.name for x in body.output}
-        return (read | captured_names(body)) - made
-
     names: set[str] = set()
-    for node in graph.node:
-        for attribute in node.attribute:
-            bodies = [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs
-            names |= set().union(*map(read_by, bodies))
+    for attribute in node.attribute:
+        for body in [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs:
+            made = {x.name for x in (*body.input, *body.initializer)} | {name for n in body.node for name in n.output}
+            read = {name for n in body.node for name in n.input} | {x.name for x in body.output}
+            names |= (read | captured_names(body)) - made
     return names
 
 

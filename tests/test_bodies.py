@@ -13,6 +13,7 @@ from laws import sizes
 from onnxprune.errors import DataError, ModelError
 from onnxprune.graph import Graph, from_proto
 from onnxprune.grouping import find_units
+from onnxprune.runtime import Session
 from onnxprune.surgery import remove, verify
 from onnxprune.units import Units
 
@@ -81,6 +82,30 @@ def test_bodies_are_left_whole_and_what_they_read_too(make: object) -> None:
     op = {"branches": "If", "loop": "Loop", "scan": "Scan"}[make.__name__]
     assert reasons(units) & {f"{op} has a body of its own, which is left whole", "a subgraph reads it"}
     assert [node.op_type for node in compact.proto().graph.node if node.op_type == op] == [op]
+
+
+@pytest.mark.parametrize("make", [branches, loop, scan])
+def test_refit_and_recovery_go_through_bodies(make: object) -> None:
+    """What is made for a body alone is there when states behind it are refit."""
+    net = Net(20)
+    hidden = net.dense(net.op("Relu", net.dense(net.input("N", 4), 4, 6)), 6, 5)
+    h = net.op("Relu", make(net, hidden, net.op("Neg", hidden)))
+    graph = net.output(net.dense(net.op("Relu", net.dense(h, 5, 8)), 8, 2)).graph()
+    data = {"x0": np.random.default_rng(0).standard_normal((64, 4)).astype("f")}
+
+    def pruned(*, refit: bool) -> Graph:
+        method = onnxprune.Method(refit=refit, latency=False, limits=onnxprune.Limits(round_to=1))
+        return onnxprune.prune(graph, onnxprune.Budget("units", 0.5), data, method=method).graph
+
+    def error(other: Graph) -> float:
+        results = [Session(one.message(), device="cpu").run(data)[0] for one in (graph, other)]
+        return float(np.square(results[0] - results[1]).sum())
+
+    assert error(pruned(refit=True)) < error(pruned(refit=False))
+    if make is not scan:  # which adds up over samples, so that their order counts
+        training = onnxprune.Training(epochs=4, batch=16, rate=1e-3, loss="mse")
+        recovered = onnxprune.recover(pruned(refit=True), data, teacher=graph, training=training)
+        assert error(recovered) < error(pruned(refit=True))
 
 
 def test_local_functions_are_left_whole_and_kept() -> None:

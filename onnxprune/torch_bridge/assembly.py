@@ -98,10 +98,10 @@ class Assembly:
         flags |= {flag: self._flag(flag) for flag in switched}
         attrs = {name: _constant(value) for name, value in node.attrs.items() if name not in bodies}
         if bodies:
-            captured, modules, kind = self._bodies(node, bodies)
-            condition = [value.item() if isinstance(value, Tensor) else value for value in values]
-            function, arguments = operator.function, [*condition, *captured]
+            flags["captured"], modules, kind = self._bodies(node, bodies)
             flags |= modules
+            function = operator.function
+            arguments = [self._given(operator.role(i), node.inputs[i].name, value) for i, value in enumerate(values)]
         else:
             function, arguments, kind = self._call(node, operator, values, attrs)
         attrs = {name: self._attribute(value, kind) for name, value in attrs.items()}
@@ -232,6 +232,12 @@ class Assembly:
     def _literal(self, value: Tensor) -> fx.Node:
         return self.calls.call_function(literal, (value.tolist(), value.dtype))
 
+    def _given(self, role: Role, name: str, value: Value | None) -> Any:
+        """An input of a node that has graphs inside: a number that steers them, or data for them."""
+        if value is None or role is Role.NUMBER:
+            return _plain(value, role) if isinstance(value, Tensor) else value
+        return self._raised(value, Kind.DATA) if isinstance(value, fx.Node) else self._buffer(name, value)
+
     def _bodies(self, node: gs.Node, bodies: dict[str, gs.Graph]) -> tuple[list[Any], dict[str, fx.Node], Kind]:
         """What the graphs inside a node read from outside, their modules, and what their results are made of."""
         known = {*self._values, *self.graph.constants}
@@ -247,11 +253,14 @@ class Assembly:
             for name, value in computed.items():
                 child._values[name] = inner = child._placeholder(name)
                 child._kinds[inner] = self._kind(value)
+            for own in body.inputs:
+                child._values[own.name] = child._placeholder(own.name)
             for inner_node in body.nodes:
                 child.add(inner_node)
         results = {attribute: [tensor.name for tensor in body.outputs] for attribute, body in bodies.items()}
         made = [children[a]._kind(children[a]._value(name)) for a, names in results.items() for name in names]
-        kind = max(Kind.NUMBERS, *made)  # which of the graphs runs may differ
+        repeated = any(body.inputs for body in bodies.values())  # with what the graph has made before
+        kind = Kind.DATA if repeated else max(Kind.NUMBERS, *made)  # which of the graphs runs may differ
         modules = {}
         for attribute, child in children.items():
             owner, leaf, path = place(self.root, f"{label(node)}.{attribute}")

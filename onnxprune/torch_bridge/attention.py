@@ -67,7 +67,8 @@ def _attend(
     capped = cap * torch.tanh(raw / cap) if cap else raw
     masked = capped if bias is None else capped + bias
     if sink is None:
-        weights = torch.softmax(masked, -1)
+        hidden = masked.amax(-1, keepdim=True) == -math.inf  # a query that sees no key draws from none
+        weights = torch.softmax(masked.masked_fill(hidden, 0), -1).masked_fill(hidden, 0)
     else:
         drawn = sink.reshape(-1, 1, 1).expand(*masked.shape[:-1], 1)
         weights = torch.softmax(torch.cat([masked, drawn], -1), -1)[..., :-1]

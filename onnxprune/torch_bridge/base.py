@@ -11,8 +11,9 @@ by its annotation:
 - `Ints`, `Floats`, `Number`: numbers that steer the operator; constants are bound as Python numbers at build time;
 - `Index`: as `Tensor`, but a constant without axes is bound as a Python number.
 
-Four keywords are no attributes: `training` and `dropout` are the module's flags, `outputs` is how many results the
-node wants, and the function then returns a tuple of that many; `opset` is the version of the operator set.
+Five keywords are no attributes: `training` and `dropout` are the module's flags, `outputs` is how many results the
+node wants, and the function then returns a tuple of that many; `opset` is the version of the operator set; `captured`
+is what graphs inside the node read from outside.
 
 Why functions and annotations instead of a converter per operator: what differs between operators is arithmetic, and
 what converters repeat (defaults, attribute or input, constant or computed, parameter or buffer, CPU or GPU) is said
@@ -72,7 +73,7 @@ MICROSOFT = "com.microsoft"
 SWITCHES = frozenset({"training", "dropout"})
 """Keywords of operators that are attributes of the module."""
 
-FLAGS = SWITCHES | {"outputs", "opset"}
+FLAGS = SWITCHES | {"outputs", "opset", "captured"}
 """Keywords of operators that are no attributes of the node."""
 
 

@@ -22,6 +22,11 @@ from onnxprune.torch_bridge.base import (
     operator,
 )
 
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz)
+
+OVERFLOW = 464.0
+"""Above that, float8_e4m3fn rounds to 480, which it lacks."""
+
 UNARY: dict[str, Callable[..., Tensor]] = {
     "Abs": torch.abs,
     "Acos": torch.acos,
@@ -85,13 +90,25 @@ def _unknown_type(attrs: dict[str, Any]) -> str | None:
 @operator("Cast", lacks=_unknown_type)
 def cast(x: Tensor, *, to: int, saturate: int = 1, round_mode: str = "up") -> Tensor:
     """Y = X in another element type."""
-    return x.to(dtype_of(to))
+    return _cast(x, dtype_of(to), saturate)
 
 
 @operator("CastLike")
 def cast_like(x: Tensor, target: Tensor, *, saturate: int = 1, round_mode: str = "up") -> Tensor:
     """Y = X in the element type of another tensor."""
-    return x.to(target.dtype)
+    return _cast(x, target.dtype, saturate)
+
+
+def _cast(x: Tensor, dtype: torch.dtype, saturate: int) -> Tensor:
+    """X in another element type; in one with eight bits its largest number stands for all that are larger, or none."""
+    if dtype in FLOAT8:
+        largest = torch.finfo(dtype).max
+        if saturate:
+            x = x.float().clamp(-largest, largest)
+        elif dtype == torch.float8_e4m3fn:  # PyTorch always saturates there
+            x = x.float()
+            x = x.masked_fill(x.abs() > OVERFLOW, math.nan)
+    return x.to(dtype)
 
 
 @operator("Dropout", since=12)
@@ -289,12 +306,18 @@ def pow_(a: Tensor, b: Tensor) -> Tensor:
 
 @operator("BitShift", lacks=lambda attrs: None if attrs["direction"] in ("LEFT", "RIGHT") else "direction")
 def bit_shift(a: Tensor, b: Tensor, *, direction: str) -> Tensor:
-    """The bits of A moved by B places."""
+    """The bits of A moved by B places, by as many as there are or by fewer than none until all are gone."""
     wide, places = a.to(torch.int64), b.to(torch.int64)  # torch shifts few of the unsigned types
+    bits = torch.iinfo(a.dtype).bits
+    far = (places < 0) | (places >= bits)
+    if direction == "RIGHT" and a.dtype.is_signed:
+        return (wide >> places.masked_fill(far, bits - 1)).to(a.dtype)
+    places = places.masked_fill(far, 0)
     if direction == "LEFT":
-        return (wide << places).to(a.dtype)
-    halved = (wide >> 1) & torch.iinfo(torch.int64).max  # uint64 must not take its highest bit for a sign
-    return torch.where(places > 0, halved >> (places - 1), wide).to(a.dtype)
+        moved = wide << places
+    else:  # uint64 must not take its highest bit for a sign
+        moved = torch.where(places > 0, ((wide >> 1) & torch.iinfo(torch.int64).max) >> (places - 1), wide)
+    return moved.masked_fill(far, 0).to(a.dtype)
 
 
 operator("BitwiseAnd")(torch.bitwise_and)

@@ -193,19 +193,31 @@ def center_crop_pad(x: Tensor, shape: Ints, *, axes: Sequence[int] | None = None
     return x
 
 
-@operator("Col2Im", lacks=lambda attrs: None if len(attrs.get("strides", [0, 0])) == 2 else "other than two axes")
+@operator("Col2Im")
 def col2im(
     x: Tensor,
     image_shape: Ints,
     block_shape: Ints,
     *,
-    dilations: Sequence[int] = (1, 1),
-    pads: Sequence[int] = (0, 0, 0, 0),
-    strides: Sequence[int] = (1, 1),
+    dilations: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
 ) -> Tensor:
     """X[N,(C,block),L] becomes Y[N,C,..], overlapping blocks added up."""
-    top, left, bottom, right = pads
-    height, width = ints(image_shape)
-    whole = (height + top + bottom, width + left + right)
-    y = F.fold(x, whole, tuple(ints(block_shape)), tuple(dilations), 0, tuple(strides))
-    return y[:, :, top : top + height, left : left + width]
+    image, block = ints(image_shape), ints(block_shape)
+    rank = len(image)
+    apart, steps, border = dilations or [1] * rank, strides or [1] * rank, pads or [0] * 2 * rank
+    place = torch.zeros((1, 1), dtype=torch.int64, device=x.device)  # (block, L) of the padded image
+    sizes = []
+    for i in range(rank):
+        sizes.append(image[i] + border[i] + border[i + rank])
+        inside = torch.arange(block[i], device=x.device) * apart[i]
+        start = torch.arange((sizes[i] - int(inside[-1]) - 1) // steps[i] + 1, device=x.device) * steps[i]
+        along = inside[:, None] + start
+        place = (place[:, None, :, None] * sizes[i] + along[None, :, None]).flatten(2).flatten(0, 1)
+    columns = x.reshape(len(x), -1, place.numel())
+    whole = x.new_zeros(*columns.shape[:2], product(sizes)).index_add(2, place.flatten(), columns)
+    y = whole.reshape(*columns.shape[:2], *sizes)
+    for i in range(rank):
+        y = y.narrow(i + 2, border[i], image[i])
+    return y

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -67,14 +68,33 @@ def reduce_prod(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
 
 @reduces("ReduceMax")
 def reduce_max(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
-    """Y = largest of X."""
-    return x.amax(axes, keep) if axes else x
+    """Y = largest of X; of nothing, what is smaller than all others."""
+    return _extreme(x, axes, keep, largest=True)
 
 
 @reduces("ReduceMin")
 def reduce_min(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
-    """Y = smallest of X."""
-    return x.amin(axes, keep) if axes else x
+    """Y = smallest of X; of nothing, what is larger than all others."""
+    return _extreme(x, axes, keep, largest=False)
+
+
+def _extreme(x: Tensor, axes: tuple[int, ...], keep: bool, *, largest: bool) -> Tensor:
+    for axis in axes:
+        if not x.shape[axis]:
+            shape = [1 if i == axis % x.dim() else size for i, size in enumerate(x.shape)]
+            x = x.new_full(shape, _end(x.dtype, low=largest))
+    if not axes:
+        return x
+    return x.amax(axes, keep) if largest else x.amin(axes, keep)
+
+
+def _end(dtype: torch.dtype, *, low: bool) -> float:
+    """The lowest number of a type, or the highest."""
+    if dtype == torch.bool:
+        return not low
+    if dtype.is_floating_point:
+        return -math.inf if low else math.inf
+    return torch.iinfo(dtype).min if low else torch.iinfo(dtype).max
 
 
 @reduces("ReduceL1")

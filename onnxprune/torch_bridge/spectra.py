@@ -13,8 +13,13 @@ def _complex(x: Tensor) -> Tensor:
 
 
 def _transformed(x: Tensor, length: Number | None, axis: int, inverse: int, onesided: int) -> Tensor:
-    """The transform of [..,1] or [..,2] along an axis that is cut or filled with zeros to a length, as [..,2]."""
+    """The transform of [..,1] or [..,2] along an axis that is cut or filled with zeros to a length, as [..,2].
+
+    From the first half of it comes a real signal, as [..,1].
+    """
     axis = axis % x.dim()
+    if inverse and onesided:
+        return torch.fft.irfft(_complex(x), None if length is None else integer(length), axis).unsqueeze(-1)
     y = (torch.fft.ifft if inverse else torch.fft.fft)(_complex(x), None if length is None else integer(length), axis)
     return torch.view_as_real(y.narrow(axis, 0, y.shape[axis] // 2 + 1) if onesided else y)
 
@@ -23,7 +28,7 @@ def _transformed(x: Tensor, length: Number | None, axis: int, inverse: int, ones
 def dft(
     x: Tensor, dft_length: Number | None = None, axis: Number = -2, *, inverse: int = 0, onesided: int = 0
 ) -> Tensor:
-    """The discrete Fourier transform along one axis, or the first half of it."""
+    """The discrete Fourier transform along one axis, or the first half of it, and back."""
     return _transformed(x, dft_length, integer(axis), inverse, onesided)
 
 

@@ -93,13 +93,14 @@ class _Search:
                 continue
             bodies = [value for value in node.attrs.values() if hasattr(value, "nodes")]
             for inner in bodies:
+                self.activations.update(tensor.name for tensor in inner.inputs)  # they change from pass to pass
                 self.walk(inner)
             if any(tensor.name in self.activations for inner in bodies for tensor in inner.outputs):
                 self.activations.update(output.name for output in node.outputs)
             roles = [(tensor.name, operator.role(i)) for i, tensor in enumerate(node.inputs) if tensor.name]
             data = [(name, role) for name, role in roles if role not in STEERING]
-            fixed = all(name in self.leaves for name, role in roles if role not in STEERING or role is Role.INDEX)
-            if fixed:
+            known = all(name in self.leaves for name, role in roles if role not in STEERING or role is Role.INDEX)
+            if known and not bodies:
                 self.compute(node, operator, data)
             else:
                 self.use(node, operator, data, indexed=len(roles) > 1 and roles[1][0] not in self.leaves)
