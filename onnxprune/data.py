@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.errors import DataError, blames
-from onnxprune.observation import DTYPES, sizes_to_try, synthetic
+from onnxprune.observation import dtype_of, sizes_to_try, synthetic
 from onnxprune.records import Batch
 from onnxprune.runtime import Session
 
@@ -191,7 +191,7 @@ def _rest(waiting: list[Chunk], fixed: int | None) -> Iterator[Batch]:
 def model_inputs(session: Session) -> tuple[Input, ...]:
     """What a loaded model wants to be fed."""
     return tuple(
-        Input(name, np.dtype(DTYPES[kind]), tuple(size if isinstance(size, int) else None for size in shape))
+        Input(name, np.dtype(dtype_of(name, kind)), tuple(size if isinstance(size, int) else None for size in shape))
         for name, kind, shape in session.inputs
     )
 

@@ -92,6 +92,21 @@ def _exposed(graph: Graph, tensors: list[str]) -> Session:
     return Session(model, device="cpu", optimize=False)
 
 
+def dtype_of(name: str, kind: str) -> type:
+    """The type of an input's arrays.
+
+    Args:
+        name: of the input.
+        kind: ONNX Runtime's name of its type.
+
+    Raises:
+        ModelError: no array can be fed there, as into a sequence.
+    """
+    if kind not in DTYPES:
+        raise ModelError(f"the input '{name}' is a {kind}, which no array can fill; give a model with other inputs.")
+    return DTYPES[kind]
+
+
 def synthetic(session: Session, sizes: Mapping[tuple[str, int], int], sample: Feeds | None = None) -> Feeds:
     """One batch of inputs of given sizes: rows of the sample repeated, or else normal numbers, zeros and trues.
 
@@ -106,14 +121,15 @@ def synthetic(session: Session, sizes: Mapping[tuple[str, int], int], sample: Fe
     feeds = {}
     for name, kind, shape in session.inputs:
         full = tuple(size if isinstance(size, int) else sizes[name, axis] for axis, size in enumerate(shape))
+        dtype = dtype_of(name, kind)
         if sample is not None:
             feeds[name] = np.resize(sample[name], full)
         elif "bool" in kind or name == MASK:
-            feeds[name] = np.ones(full, DTYPES[kind])
+            feeds[name] = np.ones(full, dtype)
         elif "float" in kind or "double" in kind:
-            feeds[name] = generator.standard_normal(full).astype(DTYPES[kind])
+            feeds[name] = generator.standard_normal(full).astype(dtype)
         else:
-            feeds[name] = np.zeros(full, DTYPES[kind])
+            feeds[name] = np.zeros(full, dtype)
     return feeds
 
 

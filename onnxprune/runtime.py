@@ -119,7 +119,8 @@ class Session:
         wanted = list(names) if names is not None else [name for name, _, _ in self.outputs]
         try:
             given = self._adapt(feeds) if self._adapt else feeds
-            return list(self._session.run(wanted, {**self._weights, **given}))
+            results = self._session.run(wanted, {**self._weights, **given})
+            return list(results) if wanted else []  # asked for nothing, it gives all
         except Exception as error:  # as above
             raise ModelError(f"ONNX Runtime cannot run the model: {first_line(error)}") from error
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 
-from onnxprune.torch_bridge.base import Ints, Number, Tensor, dtype_of, integer, ints, operator
+from onnxprune.torch_bridge.base import Ints, Number, Tensor, dtype_of, integer, ints, operator, tensor
 
 
 @operator(
@@ -86,3 +87,21 @@ def eye_like(x: Tensor, *, dtype: int | None = None, k: int = 0) -> Tensor:
     """Ones on a diagonal, zeros elsewhere, in the sizes of X."""
     ones = torch.ones(x.shape, dtype=x.dtype if dtype is None else dtype_of(dtype), device=x.device)
     return torch.triu(torch.tril(ones, k), k)
+
+
+def _window(op: str, *weights: float) -> None:
+    """Registers a window that is a sum of cosines with these weights, the first one constant."""
+
+    def window(size: Number, *, output_datatype: int = 1, periodic: int = 1) -> Tensor:
+        """Weights of the samples of a frame; the last one is left out when `periodic`."""
+        count = integer(size)
+        angles = torch.arange(count, dtype=torch.float64) * (2 * math.pi / max(1, count - 1 + periodic))
+        total = sum(weight * torch.cos(i * angles) for i, weight in enumerate(weights))
+        return tensor(total).to(dtype_of(output_datatype))
+
+    operator(op, since=17)(window)
+
+
+_window("HannWindow", 0.5, -0.5)
+_window("HammingWindow", 25 / 46, -21 / 46)
+_window("BlackmanWindow", 0.42, -0.5, 0.08)

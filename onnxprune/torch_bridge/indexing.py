@@ -69,6 +69,21 @@ def _written(x: Tensor, axis: int, places: Tensor, updates: Tensor, reduction: s
     return x.scatter_reduce(axis, places, updates, REDUCTIONS[reduction])
 
 
+@operator("TensorScatter", since=24)
+def tensor_scatter(
+    past: Tensor, update: Tensor, write_indices: Tensor | None = None, *, axis: int = -2, mode: str = "linear"
+) -> Tensor:
+    """A cache with new positions along an axis, from a place of each sample on; from its start again when circular."""
+    axis %= past.dim()
+    places = torch.arange(update.shape[axis], device=past.device).expand(len(past), -1)
+    if write_indices is not None:
+        places = places + write_indices[:, None]
+    if mode == "circular":
+        places = places % past.shape[axis]
+    shape = [len(past), *(update.shape[axis] if i == axis else 1 for i in range(1, past.dim()))]
+    return past.scatter(axis, places.reshape(shape).expand_as(update), update)
+
+
 @operator("Compress")
 def compress(x: Tensor, condition: Tensor, *, axis: int | None = None) -> Tensor:
     """The positions of an axis, or of all as one, at which a condition holds; a short condition ends early."""

@@ -45,6 +45,44 @@ def conv(
     return CONV[places.rank](data, w, b, places.strides, padding, places.dilations, group)
 
 
+@operator("DeformConv", since=19, lacks=lambda attrs: None if len(attrs.get("strides", [0, 0])) == 2 else "strides")
+def deform_conv(
+    x: Tensor,
+    w: Weight,
+    offset: Tensor,
+    b: Weight | None = None,
+    mask: Tensor | None = None,
+    *,
+    dilations: Sequence[int] = (1, 1),
+    group: int = 1,
+    kernel_shape: Sequence[int] | None = None,
+    offset_group: int = 1,
+    pads: Sequence[int] = (0, 0, 0, 0),
+    strides: Sequence[int] = (1, 1),
+) -> Tensor:
+    """A convolution of images, its taps moved by offsets [N,(f,taps,2),h,w] and weighted by a mask [N,(f,taps),h,w].
+
+    Between pixels it takes what lies on the lines between them, and 0 outside.
+    """
+    batch, channels, *sizes = x.shape
+    taps, out = w.shape[2] * w.shape[3], list(offset.shape[2:])
+    moved = offset.reshape(batch, offset_group, w.shape[2], w.shape[3], 2, *out)
+    places = []
+    for i in (0, 1):
+        tap = torch.arange(w.shape[2 + i], device=x.device) * dilations[i] - pads[i]
+        start = torch.arange(out[i], device=x.device) * strides[i]
+        still = tap.reshape([-1, 1, 1, 1] if i == 0 else [-1, 1, 1]) + start.reshape([-1, 1] if i == 0 else [-1])
+        places.append((2 * (moved[:, :, :, :, i] + still) + 1) / sizes[i] - 1)  # as `grid_sample` counts
+    grid = torch.stack(places[::-1], -1).reshape(batch * offset_group, taps * out[0], out[1], 2)
+    apart = x.reshape(batch * offset_group, channels // offset_group, *sizes)
+    taken = F.grid_sample(apart, grid, align_corners=False).reshape(batch, offset_group, -1, taps, *out)
+    if mask is not None:
+        taken = taken * mask.reshape(batch, offset_group, 1, taps, *out)
+    columns = taken.reshape(batch, group, channels // group * taps, out[0] * out[1])
+    y = (w.reshape(group, len(w) // group, -1) @ columns).reshape(batch, len(w), *out)
+    return y if b is None else y + b[:, None, None]
+
+
 @operator("ConvTranspose")
 def conv_transpose(
     x: Tensor,

@@ -190,12 +190,21 @@ def _flat(x: Tensor, axis: int) -> Tensor:
 @operator("CumSum")
 def cum_sum(x: Tensor, axis: Number, *, exclusive: int = 0, reverse: int = 0) -> Tensor:
     """Y = running sums along one axis, from its end when `reverse`, without the element itself when `exclusive`."""
-    i = integer(axis)
-    x = x.flip(i) if reverse else x
-    y = torch.cumsum(x, i, dtype=x.dtype)
+    return _running(torch.cumsum, 0, x, integer(axis), exclusive, reverse)
+
+
+@operator("CumProd", since=26)
+def cum_prod(x: Tensor, axis: Number, *, exclusive: int = 0, reverse: int = 0) -> Tensor:
+    """The same with products."""
+    return _running(torch.cumprod, 1, x, integer(axis), exclusive, reverse)
+
+
+def _running(function: Callable[..., Tensor], first: int, x: Tensor, axis: int, exclusive: int, reverse: int) -> Tensor:
+    x = x.flip(axis) if reverse else x
+    y = function(x, axis, dtype=x.dtype)
     if exclusive:
-        y = torch.cat([torch.zeros_like(y.narrow(i, 0, 1)), y.narrow(i, 0, y.shape[i] - 1)], i)
-    return y.flip(i) if reverse else y
+        y = torch.cat([torch.full_like(y.narrow(axis, 0, 1), first), y.narrow(axis, 0, y.shape[axis] - 1)], axis)
+    return y.flip(axis) if reverse else y
 
 
 @operator("TopK", since=10)

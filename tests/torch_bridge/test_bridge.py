@@ -230,7 +230,7 @@ def test_every_operator_with_a_rule_has_a_torch_form() -> None:
 
 
 def test_every_torch_form_has_a_case() -> None:
-    cases: set[tuple[str, str, int]] = {("", "If", 13)}  # test_control
+    cases: set[tuple[str, str, int]] = {("", op, 13) for op in ("If", "Loop", "Scan")}  # test_control
     for family in FAMILIES:
         cases |= covered(importlib.import_module(f"torch_bridge.test_{family}").CASES)
     used = set()

@@ -35,6 +35,13 @@ CASES = [
     case("Trilu", DATA),
     case("Trilu", DATA, np.array(1), upper=0),
     case("Trilu", DATA, np.array(-1), opset=14),
+    *(
+        case(op, np.array(size), opset=17, periodic=p)
+        for op in ("HannWindow", "HammingWindow", "BlackmanWindow")
+        for size in (7, 8)
+        for p in (0, 1)
+    ),
+    case("HannWindow", np.array(8), opset=17, output_datatype=11),
     case("EyeLike", (3, 4)),
     case("EyeLike", (3, 4), k=1, dtype=7),
     case("EyeLike", (3, 4), k=-1),

@@ -59,6 +59,8 @@ CASES = [
     case("CenterCropPad", (2, 3, 5, 4), whole(2, 7), axes=[2, -1]),
     case("CenterCropPad", (2, 5), whole(3, 4)),
     case("Col2Im", (2, 12, 9), whole(4, 4), whole(2, 2)),
+    case("Col2Im", (2, 12, 3), whole(8), whole(4), strides=[2]),
+    case("Col2Im", (2, 16, 12), whole(3, 4, 3), whole(2, 2, 2), pads=[0, 0, 0, 0, 0, 0]),
     case("Col2Im", (2, 12, 6), whole(5, 4), whole(2, 2), pads=[1, 0, 0, 2], strides=[2, 2], dilations=[1, 2]),
 ]
 

@@ -46,6 +46,7 @@ CASES = [
     case("Hardmax", TIES, fed=(0,)),
     *(case("CumSum", DATA, np.array(1), exclusive=e, reverse=r) for e in (0, 1) for r in (0, 1)),
     case("CumSum", DATA, np.array([-1]), opset=11),
+    *(case("CumProd", DATA, np.array(1), opset=26, exclusive=e, reverse=r) for e in (0, 1) for r in (0, 1)),
     case("CumSum", WHOLE.astype(np.int32), np.array(0), fed=(0,)),
     case("TopK", DATA, opset=7, outputs=2, k=2),
     case("TopK", DATA, whole(2), opset=10, outputs=2, axis=1),

@@ -19,6 +19,7 @@ CASES = [
     case("DFT", REAL, np.array(6), opset=17, onesided=1),
     case("DFT", COMPLEX, np.array(16), np.array(-3), opset=20),
     case("DFT", COMPLEX, None, np.array(1), opset=20, inverse=1),
+    case("DFT", COMPLEX, None, np.array(1), opset=20, inverse=1, onesided=1),
     *(case("STFT", SIGNAL, np.array(3), window, np.array(8), opset=17) for window in (None, weight(8))),
     case("STFT", SIGNAL, np.array(4), weight(5), opset=17, onesided=0),
     case("STFT", SIGNAL, np.array(4), None, np.array(6), opset=22),
