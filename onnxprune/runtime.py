@@ -32,7 +32,7 @@ PROVIDERS = {
 
 ADVICE = {
     "No Op registered|not a registered": "take that operator out, or give its body as a local function of the model.",
-    "Could not find an implementation": "there is no kernel for the type that it computes in; convert it to float32.",
+    "Could not find an implementation": "no kernel has its type and opset; convert it to float32 or another opset.",
     r"Opset \d+ is under development|IR version": "export it at an older opset, or install a newer ONNX Runtime.",
     "[Pp]rotobuf parsing": "the file was cut off or is no ONNX model; get it anew.",
     "": "onnx.checker.check_model says more.",

@@ -45,7 +45,7 @@ def test_missing_external_data(tmp_path: Path, model: Path) -> None:
             "Relu",
             20,
             TensorProto.INT16,
-            "; there is no kernel for the type that it computes in; convert it to float32.",
+            "; no kernel has its type and opset; convert it to float32 or another opset.",
         ),
         ("Relu", 99, TensorProto.FLOAT, "the model: ONNX Runtime only *guarantees*"),
         ("Relu", 99, TensorProto.FLOAT, "; export it at an older opset, or install a newer ONNX Runtime."),
