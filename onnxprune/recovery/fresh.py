@@ -6,6 +6,8 @@ and version, and doc strings. Nodes and intermediate tensors are the exporter's.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Iterable
@@ -53,9 +55,10 @@ def export_fresh(graph: Graph, path: Path, data: object) -> Path:
     axes = _symbolic(graph)
     auto = torch.export.Dim.DYNAMIC
     shapes = tuple({axis: auto for axis in axes[name]} for name in graph.inputs)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells which packages it can do without
+    for noisy in ("torch.onnx", "torch.fx"):  # which packages it can do without, and where code comes from
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # where it fails it prints the code
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 _apart(module),
