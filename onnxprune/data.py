@@ -24,7 +24,7 @@ import numpy as np
 
 from onnxprune.errors import DataError, blames
 from onnxprune.observation import dtype_of, sizes_to_try, synthetic
-from onnxprune.records import Batch
+from onnxprune.records import Batch, rows_of, take
 from onnxprune.runtime import Session
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ class Data:
     def _fitting(self, arrays: Mapping[str, np.ndarray], labels: np.ndarray | None) -> Chunk:
         """A chunk with just the model's inputs, in their types."""
         feeds = {x.name: self._array(x, arrays) for x in self.inputs}
-        rows = {name: len(array) for name, array in feeds.items()}
+        rows = {name: len(array) for name, array in feeds.items() if array.ndim}
         if labels is not None:
             rows["labels"] = len(labels)
         if len(set(rows.values())) > 1:
@@ -157,26 +157,30 @@ class Data:
 
 
 def _rows(chunk: Chunk) -> int:
-    return len(next(iter(chunk[0].values()), ()))
+    return rows_of(chunk[0])
 
 
 def _cut(chunk: Chunk, start: int, stop: int) -> Chunk:
     arrays, labels = chunk
-    return {name: a[start:stop] for name, a in arrays.items()}, None if labels is None else labels[start:stop]
+    return take(arrays, slice(start, stop)), None if labels is None else labels[start:stop]
 
 
 def _joined(chunks: list[Chunk]) -> Chunk:
     if len(chunks) == 1:
         return chunks[0]
     labels = [labels for _, labels in chunks if labels is not None]
-    arrays = {name: np.concatenate([arrays[name] for arrays, _ in chunks]) for name in chunks[0][0]}
+    arrays = {
+        name: np.concatenate([arrays[name] for arrays, _ in chunks]) if first.ndim else first
+        for name, first in chunks[0][0].items()
+    }
     return arrays, np.concatenate(labels) if labels else None
 
 
-def _shapes(chunk: Chunk) -> list[tuple[int, ...]]:
-    """The shapes of samples, and of their labels."""
+def _shapes(chunk: Chunk) -> list[tuple[Any, ...]]:
+    """The shapes of samples, and of their labels; numbers that all samples share count themselves."""
     arrays, labels = chunk
-    return [array.shape[1:] for array in (*arrays.values(), *(() if labels is None else (np.asarray(labels),)))]
+    every = (*arrays.values(), *(() if labels is None else (np.asarray(labels),)))
+    return [array.shape[1:] if array.ndim else (array.item(),) for array in every]
 
 
 def _rest(waiting: list[Chunk], fixed: int | None) -> Iterator[Batch]:
@@ -184,7 +188,7 @@ def _rest(waiting: list[Chunk], fixed: int | None) -> Iterator[Batch]:
     feeds, labels = _joined(waiting) if waiting else ({}, None)
     if real := _rows((feeds, labels)):
         if fixed:
-            feeds = {n: np.concatenate([a, np.repeat(a[:1], fixed - real, axis=0)]) for n, a in feeds.items()}
+            feeds = take(feeds, np.arange(fixed) * (np.arange(fixed) < real))  # the first sample again
         yield Batch(feeds, labels, real)
 
 

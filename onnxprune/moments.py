@@ -20,7 +20,7 @@ import numpy as np
 from onnxprune.errors import DataError
 from onnxprune.graph import Graph
 from onnxprune.padding import shown_nodes
-from onnxprune.records import MASK, Moments, Site
+from onnxprune.records import MASK, Moments, Site, rows_of, take
 from onnxprune.runtime import Feeds, Session
 from onnxprune.states import state_nodes
 
@@ -67,10 +67,10 @@ def calibrate(
     sums: dict[str, np.ndarray] = {}
     done = 0
     for feeds, real in batches:
-        rows = next(iter(feeds.values())).shape[0]
+        rows = rows_of(feeds)
         _add(sums, dict(zip(names, session.run(feeds, names), strict=True)), 1.0)
         if real < rows:
-            padding = {name: np.repeat(array[:1], rows, axis=0) for name, array in feeds.items()}
+            padding = take(feeds, np.zeros(rows, int))
             _add(sums, dict(zip(names, session.run(padding, names), strict=True)), (real - rows) / rows)
         done += real
         if progress:

@@ -363,6 +363,16 @@ class Plan:
             raise PlanError(f"{path} is no plan of onnxprune; make one with `onnxprune prune --plan`.") from error
 
 
+def rows_of(feeds: Mapping[str, np.ndarray]) -> int:
+    """How many samples arrays hold: axis 0 is the samples, and a number without axes is the same for all of them."""
+    return next((len(array) for array in feeds.values() if array.ndim), min(len(feeds), 1))
+
+
+def take(feeds: Mapping[str, np.ndarray], rows: slice | np.ndarray) -> dict[str, np.ndarray]:
+    """Some of the samples."""
+    return {name: array[rows] if array.ndim else array for name, array in feeds.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Samples for one run.
@@ -380,4 +390,4 @@ class Batch:
     @property
     def rows(self) -> int:
         """How many samples there are, those that fill a fixed batch size included."""
-        return len(next(iter(self.feeds.values())))
+        return rows_of(self.feeds)

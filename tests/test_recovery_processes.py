@@ -23,6 +23,7 @@ from onnxprune.errors import BridgeError
 from onnxprune.graph import load
 from onnxprune.recovery import export_fresh
 from onnxprune.runtime import Session
+from torch_bridge.test_control import branches
 
 SLOW = """
 import time
@@ -257,3 +258,12 @@ def test_an_export_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path
     with pytest.raises(BridgeError, match=r"fails: Found a conflict: - the length is always 7; the graph without it"):
         export_fresh(graph, tmp_path / "fresh.onnx", {"x0": np.zeros((2, 4), np.float32)})
     assert not (tmp_path / "fresh.onnx").exists()
+
+
+def test_what_data_decide_cannot_be_exported_and_is_said_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = np.ones((2, 4), np.float32)
+    with pytest.raises(BridgeError, match=r"fails: .*data-dependent.*; the graph without it is written"):
+        export_fresh(branches(), tmp_path / "fresh.onnx", {"x0": x, "x1": np.array(True)})
+    assert capsys.readouterr() == ("", "")

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from onnxprune.errors import DataError, blames
+from onnxprune.records import rows_of
 from onnxprune.recovery.options import Arrays, Augment, from_script
 
 
@@ -45,7 +46,7 @@ class Augmentation:
         with blames("--augment"):
             changed = self._function(dict(arrays), generator, **({"labels": labels} if self.labelled else {}))
         if self.labelled and isinstance(changed, tuple) and len(changed) == 2:
-            changed, labels = changed[0], _as_many(len(next(iter(arrays.values()))), "labels", np.asarray(changed[1]))
+            changed, labels = changed[0], _as_many((rows_of(arrays),), "labels", np.asarray(changed[1]))
         if not isinstance(changed, Mapping):
             wanted = "arrays by input" + (", or (arrays, labels)" if self.labelled else "")
             raise DataError(f"--augment gives a {type(changed).__name__}; let it return {wanted}.")
@@ -56,14 +57,15 @@ def _input(name: str, old: np.ndarray, changed: Mapping[str, np.ndarray]) -> np.
     """A changed input, in its type."""
     if name not in changed:
         raise DataError(f"--augment gives no array for the input '{name}'; let it return all inputs.")
-    new = _as_many(len(old), f"'{name}'", np.asarray(changed[name]))
+    new = _as_many(old.shape[:1], f"'{name}'", np.asarray(changed[name]))
     if not np.can_cast(new.dtype, old.dtype, "same_kind"):
         raise DataError(f"--augment gives '{name}' as {new.dtype}, the model wants {old.dtype}; convert it.")
     return new.astype(old.dtype, copy=False)
 
 
-def _as_many(count: int, what: str, array: np.ndarray) -> np.ndarray:
-    """An array of so many samples, in one piece."""
-    if array.shape[:1] != (count,):
-        raise DataError(f"--augment gives {what} of shape {array.shape} for {count} samples; keep their number.")
-    return np.ascontiguousarray(array)
+def _as_many(rows: tuple[int, ...], what: str, array: np.ndarray) -> np.ndarray:
+    """An array of so many samples, or of a number that all of them share, in one piece."""
+    if array.shape[:1] != rows:
+        had = f"{rows[0]} samples; keep their number." if rows else "a number that all samples share; keep it one."
+        raise DataError(f"--augment gives {what} of shape {array.shape} for {had}")
+    return np.asarray(array, order="C")

@@ -9,6 +9,7 @@ import numpy as np
 
 from onnxprune.data import Data
 from onnxprune.errors import DataError, blames
+from onnxprune.records import rows_of, take
 from onnxprune.recovery.losses import IGNORED, shown_positions
 from onnxprune.recovery.options import Arrays, Watch, from_script, is_script
 
@@ -93,7 +94,7 @@ class Evaluator:
 
     def _scripted(self, run: Run) -> float:
         assert self._script is not None
-        batches = (({n: a[:real] for n, a in feeds.items()}, labels) for feeds, labels, real in self._batches())
+        batches = ((take(feeds, slice(real)), labels) for feeds, labels, real in self._batches())
         with blames(f"the metric {self.metric}"):
             return float(self._script(lambda feeds: run(feeds)[: self._outputs], batches))
 
@@ -120,7 +121,7 @@ class Evaluator:
 
 def real_part(outputs: Sequence[np.ndarray], feeds: Arrays, real: int) -> list[np.ndarray]:
     """What a model says about the first samples of a batch, also where an output has several rows for each."""
-    rows = next(len(array) for array in feeds.values() if array.ndim)
+    rows = rows_of(feeds)
     return [output[: len(output) * real // rows] if output.ndim else output for output in outputs]
 
 

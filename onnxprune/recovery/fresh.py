@@ -19,6 +19,7 @@ import numpy as np
 from onnxprune.data import load_data
 from onnxprune.errors import BridgeError
 from onnxprune.graph import Graph, from_proto
+from onnxprune.records import take
 from onnxprune.recovery.options import Arrays
 from onnxprune.runtime import Session, first_line
 
@@ -121,7 +122,7 @@ def _name(graph: ir.Graph) -> None:
 
 def _one(feeds: Arrays) -> Arrays:
     """The first sample of a batch."""
-    return {name: np.ascontiguousarray(array[:1]) for name, array in feeds.items()}
+    return {name: np.asarray(array, order="C") for name, array in take(feeds, slice(1)).items()}
 
 
 def _symbolic(graph: Graph) -> dict[str, dict[int, str]]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from onnxprune.data import Data
 from onnxprune.errors import DataError
+from onnxprune.records import rows_of, take
 from onnxprune.recovery.options import Arrays, Training
 
 
@@ -32,7 +33,7 @@ class Samples:
     fixed: int = 0
 
     def __len__(self) -> int:
-        return len(next(iter(self.inputs.values())))
+        return rows_of(self.inputs)
 
     def first(self, count: int) -> Arrays:
         """The first samples, as many as the model takes in a run where it fixes that."""
@@ -41,8 +42,7 @@ class Samples:
 
     def take(self, rows: np.ndarray) -> tuple[Arrays, np.ndarray | None]:
         """Some samples and their labels."""
-        arrays = {name: array[rows] for name, array in self.inputs.items()}
-        return arrays, None if self.labels is None else self.labels[rows]
+        return take(self.inputs, rows), None if self.labels is None else self.labels[rows]
 
     def fingerprint(self) -> str:
         """A hash of all samples and labels."""
@@ -64,13 +64,18 @@ def read(data: Data, *, needs_labels: bool) -> Samples:
     if needs_labels and any(batch.labels is None for batch in batches):
         raise DataError(f"{data.source} has no labels; add an array 'labels', or use --label-weight 0.")
     for name, array in batches[0].feeds.items():
+        if not array.ndim and any(batch.feeds[name] != array for batch in batches):
+            raise DataError(
+                f"{data.source}: '{name}' differs between samples, and training mixes them; give one number."
+            )
         shapes = {batch.feeds[name].shape[1:] for batch in batches}
         if len(shapes) > 1:
             raise DataError(
                 f"{data.source}: samples of '{name}' differ in shape, such as {array.shape[1:]} and "
                 f"{max(shapes - {array.shape[1:]})}; training mixes samples, so pad them to one length."
             )
-    arrays = {name: np.concatenate([b.feeds[name][: b.real] for b in batches]) for name in batches[0].feeds}
+    parts = [take(batch.feeds, slice(batch.real)) for batch in batches]
+    arrays = {n: np.concatenate([part[n] for part in parts]) if a.ndim else a for n, a in parts[0].items()}
     labels = [b.labels for b in batches if b.labels is not None]
     fixed = next((x.shape[0] for x in data.inputs if x.shape and x.shape[0] is not None), 0)
     return Samples(arrays, np.concatenate(labels) if len(labels) == len(batches) else None, fixed)

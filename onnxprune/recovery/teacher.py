@@ -177,7 +177,7 @@ class Teacher:
         for start in range(0, len(samples), batch):
             real = min(batch, len(samples) - start)
             rows = np.arange(start, start + (samples.fixed or real)) % len(samples)
-            results = self.run({n: a[rows] for n, a in samples.inputs.items()})
+            results = self.run(samples.take(rows)[0])
             if not _has_samples(results, len(rows)):
                 return None
             parts.append([a[:real] for a in results])

@@ -21,7 +21,7 @@ from onnxprune.graph import Graph, load
 from onnxprune.inference import infer
 from onnxprune.observation import observe
 from onnxprune.padding import Places, Tokens
-from onnxprune.records import Plan
+from onnxprune.records import Plan, take
 from onnxprune.recovery.augmentation import Augmentation
 from onnxprune.recovery.losses import Objective, known_labels, known_of, shape_of, shown_positions
 from onnxprune.recovery.options import Arrays, Augment, Execution, Progress, Training, Watch
@@ -180,7 +180,7 @@ def _pieces(samples: Samples, count: int) -> list[Arrays]:
     whole = min(count, len(samples)) // size * size
     if not whole:
         return [samples.first(size)]
-    return [{n: a[start : start + size] for n, a in samples.inputs.items()} for start in range(0, whole, size)]
+    return [take(samples.inputs, slice(start, start + size)) for start in range(0, whole, size)]
 
 
 def _trained(setting: Setting, watch: Watch | None) -> Graph:
@@ -214,7 +214,7 @@ def _evaluator(setting: Setting, watch: Watch) -> Evaluator:
         targets: list[Any] = []
         if teacher and setting.objective.learns:
             targets = [tensor_of(target) for target in real_part(teacher.run(feeds), feeds, real)]
-        inputs = {name: array[:real] for name, array in feeds.items()}
+        inputs = take(feeds, slice(real))
         known = known_of(inputs, known_labels(inputs, labels, setting.training))
         with torch.no_grad():
             return float(setting.objective([torch.tensor(output) for output in outputs], targets, known))
