@@ -284,16 +284,6 @@ def test_progress_says_what_was_measured() -> None:
     assert notes[0].endswith(", agreement 1.0000") and re.fullmatch(r"loss -?0\.0\d+, agreement [01]\.\d+", notes[-1])
 
 
-def test_models_of_a_fixed_batch() -> None:
-    """Steps are made of whole runs; the proof and the statistics take as many samples as the model does."""
-    net = Net()
-    model = net.output(net.dense(net.op("Relu", net.dense(net.input(4, 6), 6, 16)), 16, 2)).graph()
-    final = recover(model, {"x0": X[:90]}, teacher=model, training=QUICK, watch=Watch({"x0": X[:6]}, "loss"))
-    assert final.inputs == model.inputs
-    with pytest.raises(DataError, match="takes 4 samples a run, a step takes 32 and there are 10; give more samples"):
-        recover(model, {"x0": X[:10]}, teacher=model, training=QUICK)
-
-
 # the teacher's outputs ------------------------------------------------------------------------------------------------
 
 

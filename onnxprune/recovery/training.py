@@ -7,6 +7,7 @@ beside a busy process, and as long on idle ones (benchmarks/spinning.py).
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -23,9 +24,10 @@ from onnxprune.observation import observe
 from onnxprune.padding import Places, Tokens
 from onnxprune.records import Plan, take
 from onnxprune.recovery.augmentation import Augmentation
+from onnxprune.recovery.batches import closed, opened
 from onnxprune.recovery.losses import Objective, known_labels, known_of, shape_of, shown_positions
 from onnxprune.recovery.options import Arrays, Augment, Execution, Progress, Training, Watch
-from onnxprune.recovery.parallel import Processes, processes
+from onnxprune.recovery.parallel import Processes, is_writer, processes
 from onnxprune.recovery.samples import Samples, plan_epochs, read
 from onnxprune.recovery.teacher import Teacher, check_teacher, find_hidden
 from onnxprune.runtime import Session
@@ -33,6 +35,8 @@ from onnxprune.runtime import Session
 if TYPE_CHECKING:
     from onnxprune.recovery.evaluation import Evaluator
     from onnxprune.recovery.loop import Loop, Setting
+
+log = logging.getLogger(__name__)
 
 PROOF_SAMPLES = 8
 """Samples on which the module is compared with ONNX Runtime before and after training."""
@@ -44,7 +48,10 @@ STATISTICS_SAMPLES = 1024
 """Samples on which the statistics of new normalizations are measured."""
 
 FEW_SAMPLES = 16
-"""Samples in a part of a step below which normalizations are unfolded on request alone: their statistics are noise."""
+"""Samples in a part of a step below which the statistics of normalizations are noise.
+
+They are unfolded on request alone then, and a model that takes so few in a run keeps to the statistics that it has.
+"""
 
 
 def recover(
@@ -98,13 +105,34 @@ def recover(
     with processes(execution.device) as joined:
         tell = progress if progress and joined.rank == 0 else _quiet
         samples = _samples(graph, data, training)
-        made = _teacher(graph, original, plan, samples, training, joined) if original is not None else None
-        setting = _setting(graph, made, samples, training, execution, joined, augment, tell)
-        return _trained(setting, watch)
+        model, theirs = graph, original
+        if samples.fixed:
+            model, theirs, samples, training = _opened(graph, original, samples, training)
+        made = _teacher(model, theirs, plan, samples, training, joined) if theirs is not None else None
+        setting = _setting(model, made, samples, training, execution, joined, augment, tell)
+        try:
+            return closed(graph, _trained(setting, watch))
+        except GoalMissed as missed:
+            missed.graph = closed(graph, missed.graph)
+            raise
 
 
 def _quiet(stage: str, done: int, total: int, note: str) -> None:
     """Progress for nobody."""
+
+
+def _opened(
+    graph: Graph, original: Graph | None, samples: Samples, training: Training
+) -> tuple[Graph, Graph | None, Samples, Training]:
+    """Model and teacher for any number of samples, where both can; else normalizations keep to their statistics."""
+    model, theirs = opened(graph, samples), None if original is None else opened(original, samples)
+    if model is not None and (original is None or theirs is not None):
+        return model, theirs, replace(samples, fixed=0), training
+    if samples.fixed < FEW_SAMPLES and not training.freeze_batchnorm:
+        if is_writer() and any(node.op == "BatchNormalization" for node in graph.nodes):
+            log.info("the model takes %d samples a run, so normalizations keep to their statistics", samples.fixed)
+        training = replace(training, freeze_batchnorm=True, unfold_batchnorm=None)
+    return graph, original, samples, training
 
 
 def _samples(graph: Graph, data: object, training: Training) -> Samples:
