@@ -29,6 +29,20 @@ def network(batch: int | str, *targets: list[int], seed: int = 0, rows: int = 0)
     return net.output(net.op("Add", y, net.weight(rows, 5)) if rows else y).graph()
 
 
+def with_class_token(batch: int | str, seed: int = 0) -> Graph:
+    """A token of the model's own in front of those of the data, and a dense layer on all of them."""
+    net = Net(18, seed=seed)
+    x = net.op("Reshape", net.input(batch, 2, 4, 4), net.ints(-1 if batch == "N" else 1, 2, 16))
+    token = net.weight(1, 1, 16, name="token")
+    if batch == "N":
+        size = net.op("Gather", net.op("Shape", x), net.ints(0))
+        token = net.op("Expand", token, net.op("Concat", size, net.ints(1, 1), axis=0))
+    else:
+        token = net.op("Expand", token, net.ints(1, 1, 1))
+    h = net.op("Relu", net.op("MatMul", net.op("Concat", token, x, axis=1), net.weight(16, 8)))
+    return net.output(net.op("MatMul", net.op("ReduceMean", h, net.ints(1)), net.weight(8, 5))).graph()
+
+
 def result(graph: Graph, count: int) -> np.ndarray:
     return Session(graph.message(), device="cpu").run({"x0": IMAGES["x0"][:count]})[0]
 
@@ -53,6 +67,17 @@ def test_they_are_trained_as_any_other(batch: int, targets: list[list[int]], fre
         result(found[0], 2 * batch)
     np.testing.assert_allclose(result(found[0], batch), result(found[1], batch), rtol=1e-5, atol=1e-6)
     assert not np.allclose(result(found[0], batch), result(network(batch, *targets, seed=1), batch), rtol=1e-2)
+
+
+def test_class_tokens_are_there_for_each_sample() -> None:
+    fixed, free = (
+        recover(with_class_token(batch, 1), IMAGES, teacher=with_class_token(batch), training=QUICK)
+        for batch in (1, "N")
+    )
+    np.testing.assert_allclose(fixed.constants["token"], free.constants["token"], rtol=1e-5)
+    assert not np.allclose(fixed.constants["token"], with_class_token(1, 1).constants["token"], rtol=1e-3)
+    assert [node.op for node in fixed.nodes] == [node.op for node in with_class_token(1).nodes]
+    assert result(fixed, 1).shape == (1, 1, 5)
 
 
 def test_what_a_goal_missed_is_kept_as_it_was() -> None:

@@ -25,7 +25,7 @@ def opened(graph: Graph, samples: Samples) -> Graph | None:
     """A model that fixes its batch, for any number of samples; None where it computes something else then.
 
     Sizes that reshapes have as constants begin with the samples, alone or merged with what follows, so there the first
-    one is left to be found out.
+    one is left to be found out. Constants that are joined to one sample, such as a class token, are repeated.
 
     Args:
         graph: the model.
@@ -39,7 +39,8 @@ def opened(graph: Graph, samples: Samples) -> Graph | None:
         name = node.inputs[1].name if node.op == "Reshape" and len(node.inputs) > 1 else ""
         if name in graph.constants and graph.constants[name].size:
             values[name] = _loose(graph.constants[name], samples.fixed)
-    loose = graph.with_constants(values).with_shapes({name: {0: None} for name in (*shapes, *graph.outputs)})
+    free = _repeated(graph, samples) if samples.fixed == 1 else graph
+    loose = free.with_constants(values).with_shapes({name: {0: None} for name in (*shapes, *graph.outputs)})
     loose.source.graph.ClearField("value_info")
     return loose if _same(graph, loose, samples) else None
 
@@ -52,6 +53,40 @@ def _loose(target: np.ndarray, fixed: int) -> np.ndarray:
     elif target[0] == fixed:
         loose[0] = 0
     return loose
+
+
+def _repeated(graph: Graph, samples: Samples) -> Graph:
+    """The model, with what is the same for all inputs and a Concat joins to one sample repeated for each sample."""
+    import onnx_graphsurgeon as gs
+
+    out = graph.copy()
+    same, found = set(out.constants), []
+    for node in out.nodes:
+        if node.inputs and all(tensor.name in same for tensor in node.inputs):
+            same |= {tensor.name for tensor in node.outputs}
+        data = [tensor for tensor in node.inputs if tensor.name not in same]
+        if node.op == "Concat" and node.attrs["axis"] and data:
+            found += [(node, i, data[0]) for i, tensor in enumerate(node.inputs) if tensor.name in same]
+    session = Session(graph.message(outputs=[data.name for _, _, data in found]), device="cpu")
+    added: dict[int, list[gs.Node]] = {}
+    for node, i, data in found:
+        (known,) = session.run(samples.take(np.arange(1))[0], [data.name])
+        name = f"{node.outputs[0].name}.input.{i}"
+        first = (np.arange(known.ndim) == 0).astype(np.int64)
+        out.constants |= {f"{name}.first": first, f"{name}.others": 1 - first}
+        first, others = (gs.Constant(key, out.constants[key]) for key in (f"{name}.first", f"{name}.others"))
+        sizes, count, target, whole = (gs.Variable(f"{name}.{key}") for key in ("sizes", "count", "target", "all"))
+        added.setdefault(id(node), []).extend(
+            [
+                gs.Node("Shape", f"{name}.shape", inputs=[data], outputs=[sizes]),
+                gs.Node("Mul", f"{name}.mul", inputs=[sizes, first], outputs=[count]),
+                gs.Node("Add", f"{name}.add", inputs=[count, others], outputs=[target]),
+                gs.Node("Expand", f"{name}.expand", inputs=[node.inputs[i], target], outputs=[whole]),
+            ]
+        )
+        node.inputs[i] = whole
+    out.gs.nodes = [one for node in out.nodes for one in (*added.get(id(node), ()), node)]
+    return out
 
 
 def _same(graph: Graph, loose: Graph, samples: Samples) -> bool:
