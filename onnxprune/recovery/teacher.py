@@ -107,8 +107,14 @@ class Teacher:
         hidden: tensors whose values follow the outputs.
     """
 
-    def __init__(self, graph: Graph, device: str, hidden: Sequence[Hidden] = ()) -> None:
+    def __init__(self, graph: Graph, device: str, hidden: Sequence[Hidden] = (), threads: int | None = None) -> None:
         """Loads the original.
+
+        Args:
+            graph: the original.
+            device: where it runs, as in `runtime.Session`.
+            hidden: states to give out as well.
+            threads: as many as PyTorch has beside it; left to ONNX Runtime they are tied to cores, which is in the way.
 
         Raises:
             ModelError: ONNX Runtime cannot load it.
@@ -116,7 +122,7 @@ class Teacher:
         self.sha256, self.hidden = graph.sha256, tuple(hidden)
         self._outputs = graph.outputs
         names = [state.name for state in self.hidden]
-        self._session = Session(graph.message(outputs=names), device=device, spin=False)
+        self._session = Session(graph.message(outputs=names), device=device, spin=False, threads=threads)
         self._kept: list[np.ndarray] | None = None
 
     def run(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:

@@ -1,8 +1,9 @@
 """The whole recovery: read, build, train, write back.
 
 Why threads wait passively: PyTorch's and ONNX Runtime's threads share the cores, and threads of one that spin while the
-other works cost more than they gain. A step of a ResNet-20 with its teacher took 0.62 s instead of 0.90 s on two cores
-beside a busy process, and as long on idle ones (benchmarks/spinning.py).
+other works cost more than they gain. A step of a ResNet-20 with its teacher took 0.63 s instead of 0.99 s on two cores
+beside a busy process. ONNX Runtime has as many threads as PyTorch, not tied to cores, as it ties those that it chooses:
+in two processes at once a step took 0.59 s instead of 0.64 s (benchmarks/spinning.py).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from onnxprune.recovery.options import Arrays, Augment, Execution, Progress, Tra
 from onnxprune.recovery.parallel import Processes, is_writer, processes
 from onnxprune.recovery.samples import Samples, plan_epochs, read
 from onnxprune.recovery.teacher import Teacher, check_teacher, find_hidden
-from onnxprune.runtime import Session
+from onnxprune.runtime import Session, own_cores
 
 if TYPE_CHECKING:
     from onnxprune.recovery.evaluation import Evaluator
@@ -146,9 +147,11 @@ def _samples(graph: Graph, data: object, training: Training) -> Samples:
 def _teacher(
     graph: Graph, original: Graph, plan: Plan | None, samples: Samples, training: Training, joined: Processes
 ) -> Teacher:
+    import torch
+
     check_teacher(graph, original)
     hidden = find_hidden(graph, original, plan, samples.first(2)) if training.match_hidden else ()
-    return Teacher(original, joined.teacher, hidden)
+    return Teacher(original, joined.teacher, hidden, own_cores() or torch.get_num_threads())
 
 
 def _setting(
