@@ -129,10 +129,10 @@ def _opened(
     model, theirs = opened(graph, samples), None if original is None else opened(original, samples)
     if model is not None and (original is None or theirs is not None):
         return model, theirs, replace(samples, fixed=0), training
-    if samples.fixed < FEW_SAMPLES and not training.freeze_batchnorm:
+    if samples.fixed < FEW_SAMPLES and not training.freeze_batchnorm and not training.unfold_batchnorm:
         if is_writer() and any(node.op == "BatchNormalization" for node in graph.nodes):
             log.info("the model takes %d samples a run, so normalizations keep to their statistics", samples.fixed)
-        training = replace(training, freeze_batchnorm=True, unfold_batchnorm=None)
+        training = replace(training, freeze_batchnorm=True)
     return graph, original, samples, training
 
 
