@@ -30,7 +30,7 @@ def network(batch: int | str, *targets: list[int], seed: int = 0, rows: int = 0)
 
 
 def with_class_token(batch: int | str, seed: int = 0) -> Graph:
-    """A token of the model's own in front of those of the data, and a dense layer on all of them."""
+    """A token of the model's own around those of the data, and a dense layer on all of them."""
     net = Net(18, seed=seed)
     x = net.op("Reshape", net.input(batch, 2, 4, 4), net.ints(-1 if batch == "N" else 1, 2, 16))
     token = net.weight(1, 1, 16, name="token")
@@ -39,7 +39,8 @@ def with_class_token(batch: int | str, seed: int = 0) -> Graph:
         token = net.op("Expand", token, net.op("Concat", size, net.ints(1, 1), axis=0))
     else:
         token = net.op("Expand", token, net.ints(1, 1, 1))
-    h = net.op("Relu", net.op("MatMul", net.op("Concat", token, x, axis=1), net.weight(16, 8)))
+    last = net.op("Mul", token, net.constant(np.full(1, 2, "f")))
+    h = net.op("Relu", net.op("MatMul", net.op("Concat", token, x, last, axis=1), net.weight(16, 8)))
     return net.output(net.op("MatMul", net.op("ReduceMean", h, net.ints(1)), net.weight(8, 5))).graph()
 
 

@@ -31,7 +31,8 @@ def opened(graph: Graph, samples: Samples) -> Graph | None:
         graph: the model.
         samples: in batches of `samples.fixed`.
     """
-    shapes = {name: shape for name, _, shape in Session(graph.message(), device="cpu").inputs if shape}
+    apart = Session(graph.message(), device="cpu")
+    shapes = {name: shape for name, _, shape in apart.inputs if shape}
     if any(shape[0] != samples.fixed for shape in shapes.values()) or len(samples) < 2 * samples.fixed:
         return None
     values = {}
@@ -42,7 +43,7 @@ def opened(graph: Graph, samples: Samples) -> Graph | None:
     free = _repeated(graph, samples) if samples.fixed == 1 else graph
     loose = free.with_constants(values).with_shapes({name: {0: None} for name in (*shapes, *graph.outputs)})
     loose.source.graph.ClearField("value_info")
-    return loose if _same(graph, loose, samples) else None
+    return loose if _same(apart, Session(loose.message(), device="cpu"), samples) else None
 
 
 def _loose(target: np.ndarray, fixed: int) -> np.ndarray:
@@ -67,12 +68,15 @@ def _repeated(graph: Graph, samples: Samples) -> Graph:
         data = [tensor for tensor in node.inputs if tensor.name not in same]
         if node.op == "Concat" and node.attrs["axis"] and data:
             found += [(node, i, data[0]) for i, tensor in enumerate(node.inputs) if tensor.name in same]
-    session = Session(graph.message(outputs=[data.name for _, _, data in found]), device="cpu")
+    if not found:
+        return graph
+    names = list(dict.fromkeys(data.name for _, _, data in found))
+    known = Session(graph.message(outputs=names), device="cpu").run(samples.take(np.arange(1))[0], names)
+    ranks = {name: array.ndim for name, array in zip(names, known, strict=True)}
     added: dict[int, list[gs.Node]] = {}
     for node, i, data in found:
-        (known,) = session.run(samples.take(np.arange(1))[0], [data.name])
         name = f"{node.outputs[0].name}.input.{i}"
-        first = (np.arange(known.ndim) == 0).astype(np.int64)
+        first = (np.arange(ranks[data.name]) == 0).astype(np.int64)
         out.constants |= {f"{name}.first": first, f"{name}.others": 1 - first}
         first, others = (gs.Constant(key, out.constants[key]) for key in (f"{name}.first", f"{name}.others"))
         sizes, count, target, whole = (gs.Variable(f"{name}.{key}") for key in ("sizes", "count", "target", "all"))
@@ -89,10 +93,9 @@ def _repeated(graph: Graph, samples: Samples) -> Graph:
     return out
 
 
-def _same(graph: Graph, loose: Graph, samples: Samples) -> bool:
+def _same(one: Session, many: Session, samples: Samples) -> bool:
     """Whether several batches at once give what they give one by one."""
     rows = np.arange(min(TRIED, len(samples) // samples.fixed) * samples.fixed)
-    one, many = (Session(model.message(), device="cpu") for model in (graph, loose))
     try:
         at_once = many.run(samples.take(rows)[0])
     except ModelError:  # a size that a reshape or a constant fixes

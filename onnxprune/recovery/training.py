@@ -126,7 +126,8 @@ def _opened(
     graph: Graph, original: Graph | None, samples: Samples, training: Training
 ) -> tuple[Graph, Graph | None, Samples, Training]:
     """Model and teacher for any number of samples, where both can; else normalizations keep to their statistics."""
-    model, theirs = opened(graph, samples), None if original is None else opened(original, samples)
+    model = opened(graph, samples)
+    theirs = opened(original, samples) if model is not None and original is not None else None
     if model is not None and (original is None or theirs is not None):
         return model, theirs, replace(samples, fixed=0), training
     if samples.fixed < FEW_SAMPLES and not training.freeze_batchnorm and not training.unfold_batchnorm:

@@ -82,5 +82,5 @@ def scan(
 def _stacked(rows: Sequence[tuple[Tensor, ...]], count: int) -> list[Tensor]:
     """What a graph gives out in each pass, along a new first axis."""
     if count and not rows:
-        raise BridgeError("the graph inside a node ran not once, so that the shape of its results is not known")
+        raise BridgeError("the graph inside a node ran not once, so its results have no shape; give other data.")
     return [torch.stack(column) for column in zip(*rows, strict=True)]
