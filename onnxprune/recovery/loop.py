@@ -16,6 +16,7 @@ from onnxprune.recovery.augmentation import Augmentation
 from onnxprune.recovery.checkpoint import Checkpoint, Log
 from onnxprune.recovery.evaluation import Evaluator
 from onnxprune.recovery.losses import Objective, known_of, labels_that_count, seen_in, shown_positions
+from onnxprune.recovery.modules import computes_in_bfloat16, lay_out
 from onnxprune.recovery.options import Arrays, Execution, Progress, Training
 from onnxprune.recovery.parallel import Processes, waits_for_gradients
 from onnxprune.recovery.samples import Samples, Schedule
@@ -73,10 +74,10 @@ class Loop:
         self.s, self.evaluator, self.checkpoint = setting, evaluator, checkpoint
         training, processes = setting.training, setting.processes
         self.device = torch.device(processes.device)
-        self.half = _half(setting.execution.precision, self.device)
+        self.half = computes_in_bfloat16(setting.execution.precision, self.device)
         self.module = setting.student.module.to(self.device)
         if not setting.execution.fsdp:  # fully_shard takes contiguous weights alone
-            self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster convolutions
+            lay_out(self.module)
         outputs = len(setting.student.graph.outputs)
         self.wrapped = processes.wrap(self.module, fsdp=setting.execution.fsdp, several_outputs=outputs > 1)
         self.called: Any = self.wrapped
@@ -189,7 +190,6 @@ class Loop:
 
     def _forward(self, arrays: Arrays) -> tuple[torch.Tensor, ...]:
         inputs = self.s.student.arguments(arrays, self.device)
-        inputs = [x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in inputs]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             try:
                 return self.called(*inputs)
@@ -265,10 +265,3 @@ class Loop:
             put(self.average.values, state["average"])
         self.done, self.best, self.chosen = state["done"], state["best"], state["chosen"]
         self.waited, self.note = state["waited"], state["note"]
-
-
-def _half(precision: str, device: torch.device) -> bool:
-    """Whether to compute in bfloat16 what autocast allows."""
-    if precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return precision == "bfloat16"
