@@ -118,6 +118,8 @@ TASKS_HELP = "cross-entropy, mse, next-token, or script.py[:function]"
 METRIC_HELP = (
     "top1, agreement, loss, or script.py[:function]: evaluate(run, data).  [default: top1 with labels, else loss]"
 )
+RUNTIMES = "auto", "onnxruntime", "torch"
+RUNTIME_HELP = "What runs the teacher.  [default: onnxruntime, and torch where only it can use the GPU]"
 UNFOLD_HELP = "Train convolutions with a normalization, folded back.  [default: as the model needs]"
 model_argument = click.argument("model", type=click.Path(path_type=Path))
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of tables.")
@@ -173,6 +175,7 @@ recovery_options = options(
     click.option("--goal", type=float, help="Stop at this value; exit code 3 where it is missed."),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
     click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True),
+    click.option("--teacher-runtime", type=click.Choice(RUNTIMES), default="auto", help=RUNTIME_HELP),
     click.option("--compile", is_flag=False, flag_value="inductor", metavar="[BACKEND]", help="Use torch.compile."),
     click.option("--fsdp", is_flag=True, help="Share the weights among the processes of torchrun."),
     click.option("--checkpoint", type=click.Path(path_type=Path), help="[default: OUTPUT.ckpt]"),
@@ -188,10 +191,10 @@ RECOVERY_SECTIONS = {
         *("unfold_batchnorm", "freeze_batchnorm", "seed"),
     ),
     "When to stop": ("test", "metric", "patience", "goal"),
-    "Where": ("device", "precision", "compile", "fsdp"),
+    "Where": ("device", "precision", "teacher_runtime", "compile", "fsdp"),
     "What is kept on the way": ("checkpoint", "save_every", "resume", "losses", "cache"),
 }
-EXECUTION = ("device", "precision", "compile", "fsdp", "resume", "losses", "cache")
+EXECUTION = ("device", "precision", "teacher_runtime", "compile", "fsdp", "resume", "losses", "cache")
 FEEDING = ("samples", "batch", "device", "stride")
 RANKING = ("criterion", "reverse", "k", "edges", "metric", "eigenpairs", "ridge", "seed")
 

@@ -1,4 +1,4 @@
-"""What recovery minimizes, and how: tasks, hidden states, parts of steps, averages, precision, kept outputs."""
+"""What recovery minimizes, and how: tasks, hidden states, parts of steps, averages, precision."""
 
 from __future__ import annotations
 
@@ -282,31 +282,3 @@ def test_progress_says_what_was_measured() -> None:
     ]
     notes = [note for stage, _, _, note in told if stage == "recovery"]
     assert notes[0].endswith(", agreement 1.0000") and re.fullmatch(r"loss -?0\.0\d+, agreement [01]\.\d+", notes[-1])
-
-
-# the teacher's outputs ------------------------------------------------------------------------------------------------
-
-
-def test_outputs_are_kept_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    execution = Execution(cache=tmp_path)
-    plain = recover(network(seed=1), DATA, teacher=TEACHER, training=QUICK)
-    first = recover(network(seed=1), DATA, teacher=TEACHER, training=QUICK, execution=execution)
-    (file,) = tmp_path.iterdir()
-    assert np.load(file).shape == (96, 2)
-    monkeypatch.setattr("onnxprune.recovery.teacher.Teacher._compute", None)  # not needed a second time
-    again = recover(network(seed=1), DATA, teacher=TEACHER, training=QUICK, execution=execution)
-    assert plain.message() == first.message() == again.message()
-
-
-def test_outputs_that_cannot_be_kept(tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="--cache keeps nothing with --augment: no sample comes twice"):
-        recover(
-            network(),
-            DATA,
-            teacher=TEACHER,
-            training=QUICK,
-            augment=lambda arrays, generator: arrays,
-            execution=Execution(cache=tmp_path),
-        )
-    with pytest.raises(DataError, match=r"--cache .*none is no folder; create it"):
-        recover(network(), DATA, teacher=TEACHER, training=QUICK, execution=Execution(cache=tmp_path / "none"))

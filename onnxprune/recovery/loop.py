@@ -24,7 +24,7 @@ from onnxprune.recovery.student import Student
 from onnxprune.recovery.teacher import Teacher
 from onnxprune.recovery.weights import Average, full, load_optimizer, optimizer_for, optimizer_state, put, shed
 from onnxprune.runtime import first_line
-from onnxprune.torch_bridge.arrays import array_of, tensor_of
+from onnxprune.torch_bridge.arrays import array_of
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ class Loop:
         """The mean loss of some samples."""
         targets: list[torch.Tensor] = []
         if self.s.teacher and self.s.objective.learns:
-            targets = [tensor_of(target).to(self.device) for target in self.s.teacher.targets(rows, arrays)]
+            targets = self.s.teacher.targets(rows, arrays, self.device)
         known = replace(known_of(arrays, labels, self.device), counted=self.counted, seen=self.seen)
         return self.s.objective(self._forward(arrays), targets, known)
 

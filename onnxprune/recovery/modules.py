@@ -1,4 +1,4 @@
-"""What the trained model and the original have in common as modules of PyTorch."""
+"""Models as modules of PyTorch: what the trained one and the original have in common, and the original."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 from torch import fx
 
 from onnxprune.errors import BridgeError
-from onnxprune.torch_bridge import inputs_of
+from onnxprune.graph import Graph
+from onnxprune.recovery.options import Arrays
+from onnxprune.torch_bridge import inputs_of, to_torch
 
 HALVES = (torch.float16, torch.bfloat16)
 HALF_KINDS = (10, 16)
@@ -64,3 +66,35 @@ def give_out(module: fx.GraphModule, names: Sequence[str]) -> None:
     assert isinstance(results, tuple)
     output.args = ((*results, *(made[name] for name in names)),)
     module.recompile()
+
+
+class Frozen:
+    """A model that is not trained."""
+
+    def __init__(self, graph: Graph, proof: Arrays, hidden: Sequence[str], device: str, precision: str) -> None:
+        """Builds the module.
+
+        Args:
+            graph: the model.
+            proof: a batch on which it is compared with ONNX Runtime.
+            hidden: tensors to give out behind the outputs.
+            device: where it runs, as in torch.
+            precision: as in `Execution`.
+
+        Raises:
+            BridgeError: the bridge lacks an operator, or the module differs.
+        """
+        self._inputs, self._device = graph.inputs, torch.device(device)
+        self._half = computes_in_bfloat16(precision, self._device)
+        self._module = to_torch(graph, proof)
+        widen(self._module)
+        give_out(self._module, hidden)
+        self._module.eval().requires_grad_(False).to(self._device)
+        lay_out(self._module)
+
+    def run(self, arrays: Arrays) -> list[torch.Tensor]:
+        """Outputs and hidden states for a batch, on the device."""
+        inputs = arguments(self._inputs, arrays, self._device)
+        with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
+            outputs = self._module(*inputs)
+        return [x.float() if x.dtype in HALVES else x for x in outputs]

@@ -113,6 +113,7 @@ class Execution:
     Attributes:
         device: of the teacher and the training, as in `runtime.Session`.
         precision: "bfloat16" computes in it what autocast allows; "auto" does so on a GPU that can.
+        teacher_runtime: what runs the teacher; "auto" is ONNX Runtime, and PyTorch where only it can use the GPU.
         compile: the backend of torch.compile, such as "inductor"; None does without.
         fsdp: whether several processes share weights, gradients and the optimizer's state instead of copying them.
         checkpoint: where the state of the training is kept, so that it can be resumed.
@@ -123,6 +124,7 @@ class Execution:
 
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    teacher_runtime: Literal["auto", "onnxruntime", "torch"] = "auto"
     compile: str | None = None
     fsdp: bool = False
     checkpoint: Path | None = None

@@ -1,4 +1,7 @@
-"""The original in ONNX Runtime, which runs it faster than PyTorch does on a CPU, and what it has said before.
+"""The original, in ONNX Runtime or in PyTorch, and what it has said before.
+
+ONNX Runtime takes every model, and is faster than PyTorch on a CPU in float32. PyTorch needs no ONNX Runtime for the
+device, leaves the outputs there, and computes in bfloat16 what autocast allows (benchmarks/teacher.py).
 
 Without augmentation a sample comes back in every epoch, so the outputs are computed once and kept: in memory where
 they are small, in a folder where one is given. An augmented sample never comes back, and nothing can be kept.
@@ -9,20 +12,26 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from onnxprune.errors import DataError, ModelError, PlanError
+from onnxprune.errors import DataError, DeviceError, ModelError, PlanError
 from onnxprune.files import replacing
 from onnxprune.graph import Graph
 from onnxprune.records import KeptIndices, Plan
-from onnxprune.recovery.options import Arrays, Progress
-from onnxprune.recovery.parallel import is_writer
+from onnxprune.recovery.options import Arrays, Execution, Progress
+from onnxprune.recovery.parallel import Processes, is_writer
 from onnxprune.recovery.samples import Samples
-from onnxprune.runtime import Session
+from onnxprune.runtime import Session, own_cores
+
+if TYPE_CHECKING:
+    import torch
+
+    Value = TypeVar("Value", np.ndarray, torch.Tensor)
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +54,11 @@ class Hidden:
     name: str
     kept: KeptIndices
 
-    def cut(self, array: np.ndarray) -> np.ndarray:
+    def cut(self, value: Value) -> Value:
         """The part of the original's tensor that the compact model has."""
         for axis, kept in self.kept.items():
-            array = np.take(array, kept, axis)
-        return array
+            value = value[(slice(None),) * axis + (list(kept),)]
+        return value
 
 
 def check_teacher(student: Graph, original: Graph) -> None:
@@ -105,35 +114,64 @@ class Teacher:
 
     Attributes:
         hidden: tensors whose values follow the outputs.
+        identity: tells it from others whose outputs differ, if only in rounding.
     """
 
-    def __init__(self, graph: Graph, device: str, hidden: Sequence[Hidden] = (), threads: int | None = None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        proof: Arrays,
+        processes: Processes,
+        hidden: Sequence[Hidden] = (),
+        execution: Execution | None = None,
+    ) -> None:
         """Loads the original.
 
         Args:
             graph: the original.
-            device: where it runs, as in `runtime.Session`.
+            proof: a batch on which PyTorch is compared with ONNX Runtime, where it runs the original.
+            processes: says on which device.
             hidden: states to give out as well.
-            threads: as many as PyTorch has beside it; left to ONNX Runtime they are tied to cores, which is in the way.
+            execution: says in what, and how precisely.
 
         Raises:
+            BridgeError: PyTorch shall run it and cannot.
+            DeviceError: ONNX Runtime shall run it and cannot use the device.
             ModelError: ONNX Runtime cannot load it.
         """
-        self.sha256, self.hidden = graph.sha256, tuple(hidden)
-        self._outputs = graph.outputs
+        execution = execution or Execution()
+        self.hidden, self.identity = tuple(hidden), graph.sha256
+        self._count = len(graph.outputs)
         names = [state.name for state in self.hidden]
-        self._session = Session(graph.message(outputs=names), device=device, spin=False, threads=threads)
+        run = None
+        if execution.teacher_runtime != "torch":
+            run = _in_onnxruntime(graph, names, processes, execution)
+        if run is None:
+            from onnxprune.recovery.modules import Frozen
+
+            self.identity += f" in torch, {execution.precision}"
+            run = Frozen(graph, proof, names, processes.device, execution.precision).run
+        self._run: Callable[[Arrays], list[Any]] = run
         self._kept: list[np.ndarray] | None = None
 
-    def run(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    def run(self, arrays: Arrays) -> list[np.ndarray]:
         """The outputs for a batch, hidden states behind them."""
-        results = self._session.run(arrays, [*self._outputs, *(state.name for state in self.hidden)])
-        count = len(self._outputs)
-        return results[:count] + [s.cut(a) for s, a in zip(self.hidden, results[count:], strict=True)]
+        from onnxprune.torch_bridge.arrays import array_of
 
-    def targets(self, rows: np.ndarray, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """The outputs for some samples: those that were kept, or else computed."""
-        return self.run(arrays) if self._kept is None else [np.asarray(array[rows]) for array in self._kept]
+        return [x if isinstance(x, np.ndarray) else array_of(x) for x in self._values(arrays)]
+
+    def targets(self, rows: np.ndarray, arrays: Arrays, device: torch.device) -> list[torch.Tensor]:
+        """The outputs for some samples on a device: those that were kept, or else computed."""
+        from onnxprune.torch_bridge.arrays import tensor_of
+
+        values = self._values(arrays) if self._kept is None else [np.asarray(array[rows]) for array in self._kept]
+        return [(tensor_of(x) if isinstance(x, np.ndarray) else x).to(device) for x in values]
+
+    def _values(self, arrays: Arrays) -> list[Any]:
+        """Arrays, or tensors on the device, whichever there are."""
+        results = self._run(arrays)
+        cut = [state.cut(x) for state, x in zip(self.hidden, results[self._count :], strict=True)]
+        return [*results[: self._count], *cut]
 
     def remember(self, samples: Samples, batch: int, folder: Path | None, progress: Progress) -> bool:
         """Computes the outputs of all samples once, if there is room for them; returns whether there was.
@@ -192,7 +230,7 @@ class Teacher:
 
     def _paths(self, samples: Samples, folder: Path, count: int) -> list[Path]:
         """Files that are named by everything that decides what is in them."""
-        what = [self.sha256, samples.fingerprint(), *(f"{s.name} {sorted(s.kept.items())}" for s in self.hidden)]
+        what = [self.identity, samples.fingerprint(), *(f"{s.name} {sorted(s.kept.items())}" for s in self.hidden)]
         key = hashlib.blake2b("\n".join(what).encode(), digest_size=8).hexdigest()
         return [folder / f"teacher-{key}-{i}.npy" for i in range(count)]
 
@@ -200,3 +238,26 @@ class Teacher:
 def _has_samples(arrays: Sequence[np.ndarray], rows: int) -> bool:
     """Whether the first axis of all arrays is that of the samples; others cannot be taken apart."""
     return all(array.ndim > 0 and len(array) == rows for array in arrays)
+
+
+def _in_onnxruntime(
+    graph: Graph, hidden: Sequence[str], processes: Processes, execution: Execution
+) -> Callable[[Arrays], list[Any]] | None:
+    """Runs a model in ONNX Runtime; None where PyTorch shall instead, since it alone can use the GPU."""
+    import torch
+
+    device = processes.teacher
+    either = execution.teacher_runtime == "auto" and processes.device != "cpu" and device.startswith(("auto", "cuda"))
+    if either and device == "auto":
+        device = processes.device  # by name it is the GPU or an error, never the CPU
+    # as many threads as PyTorch has beside it; left to ONNX Runtime they are tied to cores, which is in the way
+    threads = own_cores() or torch.get_num_threads()
+    try:
+        session = Session(graph.message(outputs=hidden), device=device, spin=False, threads=threads)
+    except DeviceError:
+        if not either:
+            raise
+        if is_writer():
+            log.info("ONNX Runtime cannot use the GPU, so the teacher runs in PyTorch")
+        return None
+    return lambda arrays: session.run(arrays, [*graph.outputs, *hidden])

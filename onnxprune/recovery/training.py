@@ -31,7 +31,7 @@ from onnxprune.recovery.options import Arrays, Augment, Execution, Progress, Tra
 from onnxprune.recovery.parallel import Processes, is_writer, processes
 from onnxprune.recovery.samples import Samples, plan_epochs, read
 from onnxprune.recovery.teacher import Teacher, check_teacher, find_hidden
-from onnxprune.runtime import Session, own_cores
+from onnxprune.runtime import Session
 
 if TYPE_CHECKING:
     from onnxprune.recovery.evaluation import Evaluator
@@ -109,7 +109,7 @@ def recover(
         model, theirs = graph, original
         if samples.fixed:
             model, theirs, samples, training = _opened(graph, original, samples, training)
-        made = _teacher(model, theirs, plan, samples, training, joined) if theirs is not None else None
+        made = _teacher(model, theirs, plan, samples, training, execution, joined) if theirs is not None else None
         setting = _setting(model, made, samples, training, execution, joined, augment, tell)
         try:
             return closed(graph, _trained(setting, watch))
@@ -146,13 +146,17 @@ def _samples(graph: Graph, data: object, training: Training) -> Samples:
 
 
 def _teacher(
-    graph: Graph, original: Graph, plan: Plan | None, samples: Samples, training: Training, joined: Processes
+    graph: Graph,
+    original: Graph,
+    plan: Plan | None,
+    samples: Samples,
+    training: Training,
+    execution: Execution,
+    joined: Processes,
 ) -> Teacher:
-    import torch
-
     check_teacher(graph, original)
     hidden = find_hidden(graph, original, plan, samples.first(2)) if training.match_hidden else ()
-    return Teacher(original, joined.teacher, hidden, own_cores() or torch.get_num_threads())
+    return Teacher(original, samples.first(PROOF_SAMPLES), joined, hidden, execution)
 
 
 def _setting(
@@ -260,7 +264,7 @@ def _identity(setting: Setting, watch: Watch | None) -> dict[str, Any]:
     options = {k: v for k, v in asdict(setting.training).items() if k != "save_every"}
     return {
         "model": setting.student.graph.sha256,
-        "teacher": setting.teacher.sha256 if setting.teacher else "",
+        "teacher": setting.teacher.identity if setting.teacher else "",
         "samples": setting.samples.fingerprint(),
         "training": options,
         "watch": [watch.metric, watch.patience, watch.goal] if watch else [],
