@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--optimizer", choices=("adamw", "sgd"), default="sgd")
     parser.add_argument("--decay", type=float, default=5e-4)
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--teacher-runtime", choices=("auto", "torch"), default="auto")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     given = [f" --{n.replace('_', '-')} {v}" for n, v in vars(options).items() if v != parser.get_default(n)]
@@ -60,7 +61,12 @@ def main() -> None:
         seed=options.seed,
     )
     checkpoint = CACHE / f"{run}.ckpt"
-    execution = onnxprune.Execution(checkpoint=checkpoint, resume=checkpoint.exists(), precision=options.precision)
+    execution = onnxprune.Execution(
+        checkpoint=checkpoint,
+        resume=checkpoint.exists(),
+        precision=options.precision,
+        teacher_runtime=options.teacher_runtime,
+    )
     final = onnxprune.recover(
         pruned.graph,
         cifar10.images(*(f"train_{i}" for i in range(5))),
@@ -90,6 +96,7 @@ def main() -> None:
     hidden = f", `--match-hidden {options.match_hidden}`" if options.match_hidden else ""
     temperature = f" at temperature {options.temperature}" if options.temperature != 4 else ""
     precision = f", in {options.precision}" if options.precision != "auto" else ""
+    runtime = f", teacher in {options.teacher_runtime}" if options.teacher_runtime != "auto" else ""
     seed = f", seed {options.seed}" if options.seed else ""
     publish(
         run,
@@ -98,7 +105,7 @@ def main() -> None:
         f"calibration images; then `recover` on the 50,000 training images, {options.epochs} epochs of "
         f"{options.optimizer} (batches of {options.batch}, rate {options.rate:g}, decay {options.decay:g}), "
         f"distillation {1 - options.label_weight:g}{temperature} and labels {options.label_weight:g}{hidden}, "
-        f"augmentation `{options.augment}`{precision}{seed}. Latency: ONNX Runtime, one thread, original and result in "
+        f"augmentation `{options.augment}`{precision}{runtime}{seed}. Latency: ONNX Runtime, one thread, original and result in "
         "turns, median of the ratios.",
         table(rows),
     )
