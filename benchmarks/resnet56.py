@@ -105,8 +105,8 @@ def main() -> None:
         f"calibration images; then `recover` on the 50,000 training images, {options.epochs} epochs of "
         f"{options.optimizer} (batches of {options.batch}, rate {options.rate:g}, decay {options.decay:g}), "
         f"distillation {1 - options.label_weight:g}{temperature} and labels {options.label_weight:g}{hidden}, "
-        f"augmentation `{options.augment}`{precision}{runtime}{seed}. Latency: ONNX Runtime, one thread, original and result in "
-        "turns, median of the ratios.",
+        f"augmentation `{options.augment}`{precision}{runtime}{seed}. Latency: ONNX Runtime, one thread, original "
+        "and result in turns, median of the ratios.",
         table(rows),
     )
 
