@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from builders import Net
 from onnxprune.errors import BridgeError, DataError, PlanError
@@ -269,6 +269,24 @@ def test_models_in_half_the_bits_train_in_float32() -> None:
     final = recover(model, DATA, teacher=wanted, training=training)
     assert final.constants["c0"].dtype == np.float16
     before, after = (abs(g.constants["c0"] - wanted.constants["c0"]).max() for g in (model, final))
+    assert after < 0.5 * before
+
+
+def test_graphs_inside_nodes_train_in_float32_too() -> None:
+    net = Net()
+    x, flag = net.input("N", 6), net.op("Less", net.op("Size", net.inputs[0].name), net.constant(np.array(10**6)))
+    w = net.constant(np.full((6, 2), 1, np.float16))
+    nodes = [
+        helper.make_node("Cast", [x], ["half"], "half", to=TensorProto.FLOAT16),
+        helper.make_node("MatMul", ["half", w], ["y"], "dense"),
+    ]
+    body = helper.make_graph(nodes, "body", [], [helper.make_tensor_value_info("y", TensorProto.FLOAT16, None)])
+    y = net.op("If", flag, then_branch=body, else_branch=body)
+    model = net.output(y, kind=TensorProto.FLOAT16).graph()
+    wanted = model.with_constants({w: np.full((6, 2), 1.01, np.float16)})
+    final = recover(model, DATA, teacher=wanted, training=Training(epochs=30, batch=32, rate=2e-4, loss="mse"))
+    assert final.constants[w].dtype == np.float16
+    before, after = (abs(g.constants[w] - wanted.constants[w]).max() for g in (model, final))
     assert after < 0.5 * before
 
 

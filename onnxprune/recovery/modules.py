@@ -44,11 +44,12 @@ def widen(module: fx.GraphModule) -> None:
     for tensor in tensors:
         if tensor.dtype in HALVES:
             tensor.data = tensor.data.float()
-    for node in module.graph.nodes:
-        kinds = {key: 1 for key in ("to", "dtype") if node.kwargs.get(key) in HALF_KINDS}
-        node.kwargs = {**node.kwargs, **kinds}
-        node.args = tuple(torch.float32 if argument in HALVES else argument for argument in node.args)
-    module.recompile()
+    for part in (part for part in module.modules() if isinstance(part, fx.GraphModule)):  # also graphs inside nodes
+        for node in part.graph.nodes:
+            kinds = {key: 1 for key in ("to", "dtype") if node.kwargs.get(key) in HALF_KINDS}
+            node.kwargs = {**node.kwargs, **kinds}
+            node.args = tuple(torch.float32 if argument in HALVES else argument for argument in node.args)
+        part.recompile()
 
 
 def give_out(module: fx.GraphModule, names: Sequence[str]) -> None:
