@@ -17,6 +17,9 @@ from onnxprune.grouping import find_units
 from onnxprune.torch_bridge import inputs_of, to_torch
 from onnxprune.torch_bridge.arrays import array_of
 
+DEVICE = "cpu"
+"""Where PyTorch computes them; see second_device.py."""
+
 AS_ONNX_RUNTIME = {
     "test_maxunpool_export_with_output_shape",
     "test_resize_downsample_scales_linear_align_corners",
@@ -65,9 +68,11 @@ def outcome(case: Any) -> str:
         return "sequence"
     feeds = dict(zip((info.name for info in case.model.graph.input), given, strict=False))
     try:
-        module = to_torch(graph, check=False)
+        module = to_torch(graph, check=False).to(DEVICE)
         with torch.no_grad():
-            outputs = [array_of(output) for output in module(*inputs_of(graph.inputs, feeds, "cpu"))]
+            found = module(*inputs_of(graph.inputs, feeds, DEVICE))
+        assert all(output.device.type == DEVICE for output in found), case.name
+        outputs = [array_of(output) for output in found]
     except BridgeError:
         return "refused"
     except NotImplementedError as error:

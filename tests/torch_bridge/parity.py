@@ -20,6 +20,9 @@ from onnxprune.torch_bridge.parity import difference
 X = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
 """A batch of three for models of four features."""
 
+DEVICE = "cpu"
+"""Where PyTorch computes; see second_device.py."""
+
 TIGHT = 1e-5
 """Largest difference from ONNX Runtime, relative to the output's scale."""
 
@@ -107,7 +110,8 @@ def assert_parity(graph: Graph, feeds: dict[str, np.ndarray], *, tolerance: floa
     expected = Session(graph.message(), device="cpu").run(feeds)
     module = to_torch(graph, feeds)
     with torch.no_grad():
-        found = module(*inputs_of(graph.inputs, feeds))
+        found = [result.cpu() for result in module.to(DEVICE)(*inputs_of(graph.inputs, feeds, DEVICE))]
+    module.to("cpu")
     assert len(found) == len(expected)
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.numpy().dtype == theirs.dtype
