@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,6 +45,17 @@ def with_class_token(batch: int | str, seed: int = 0) -> Graph:
     return net.output(net.op("MatMul", net.op("ReduceMean", h, net.ints(1)), net.weight(8, 5))).graph()
 
 
+def with_computed_sizes(batch: int, seed: int = 0) -> Graph:
+    """Patches of an image, whose number is computed, and that of the samples not, as in MobileViT."""
+    net = Net(18, seed=seed)
+    h = net.conv(net.input(batch, 2, 4, 4), 2, 3, kernel=3)
+    h = net.op("BatchNormalization", h, *(net.weight(3) for _ in range(3)), net.constant(np.full(3, 2, "f")))
+    wide = net.op("Mul", net.op("Slice", net.op("Shape", h), net.ints(2), net.ints(3)), net.ints(1))
+    rows = net.op("Reshape", h, net.op("Concat", net.ints(batch * 6), wide, net.ints(-1), axis=0))
+    h = net.op("Reshape", net.op("Relu", rows), net.op("Concat", net.ints(batch, 12), net.ints(1), axis=0))
+    return net.output(net.op("MatMul", net.op("Flatten", h), net.weight(12, 5))).graph()
+
+
 def result(graph: Graph, count: int) -> np.ndarray:
     return Session(graph.message(), device="cpu").run({"x0": IMAGES["x0"][:count]})[0]
 
@@ -79,6 +91,17 @@ def test_class_tokens_are_there_for_each_sample() -> None:
     assert not np.allclose(fixed.constants["token"], with_class_token(1, 1).constants["token"], rtol=1e-3)
     assert [node.op for node in fixed.nodes] == [node.op for node in with_class_token(1).nodes]
     assert result(fixed, 1).shape == (1, 1, 5)
+
+
+def test_sizes_that_reshapes_compute() -> None:
+    open_batch = recover(network("N", seed=1), IMAGES, teacher=network("N"), training=QUICK)
+    frozen = replace(QUICK, freeze_batchnorm=True)  # what a model gets that cannot be opened
+    ours, apart = (
+        recover(with_computed_sizes(1, seed=1), IMAGES, teacher=with_computed_sizes(1), training=training)
+        for training in (QUICK, frozen)
+    )
+    same, other = (abs(result(graph, 1) - result(open_batch, 1)).max() for graph in (ours, apart))
+    assert same < 1e-4 < 1e-2 < other
 
 
 def test_what_a_goal_missed_is_kept_as_it_was() -> None:

@@ -7,12 +7,17 @@ back into the graph as it was.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from onnxprune.errors import ModelError
 from onnxprune.graph import Graph
 from onnxprune.recovery.samples import Samples
 from onnxprune.runtime import Session
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
 
 TRIED = 3
 """Batches that an opened model computes at once to show that it can."""
@@ -25,7 +30,8 @@ def opened(graph: Graph, samples: Samples) -> Graph | None:
     """A model that fixes its batch, for any number of samples; None where it computes something else then.
 
     Sizes that reshapes have as constants begin with the samples, alone or merged with what follows, so there the first
-    one is left to be found out. Constants that are joined to one sample, such as a class token, are repeated.
+    one is left to be found out. Constants that are joined to one sample, such as a class token, are repeated. Where
+    that is not enough and no axis is open, the sizes that reshapes compute become constants as well.
 
     Args:
         graph: the model.
@@ -36,14 +42,22 @@ def opened(graph: Graph, samples: Samples) -> Graph | None:
     if any(shape[0] != samples.fixed for shape in shapes.values()) or len(samples) < 2 * samples.fixed:
         return None
     values = {}
-    for node in graph.nodes:
-        name = node.inputs[1].name if node.op == "Reshape" and len(node.inputs) > 1 else ""
+    for name in (node.inputs[1].name for node in _reshapes(graph)):
         if name in graph.constants and graph.constants[name].size:
             values[name] = _loose(graph.constants[name], samples.fixed)
     free = _repeated(graph, samples) if samples.fixed == 1 else graph
-    loose = free.with_constants(values).with_shapes({name: {0: None} for name in (*shapes, *graph.outputs)})
-    loose.source.graph.ClearField("value_info")
-    return loose if _same(apart, Session(loose.message(), device="cpu"), samples) else None
+    still = all(isinstance(size, int) for shape in shapes.values() for size in shape)
+    for known in (free.with_constants(values), *([_with_known_sizes(free, samples)] if still else [])):
+        loose = known.with_shapes({name: {0: None} for name in (*shapes, *graph.outputs)})
+        loose.source.graph.ClearField("value_info")
+        if _same(apart, Session(loose.message(), device="cpu"), samples):
+            return loose
+    return None
+
+
+def _reshapes(graph: Graph) -> list[gs.Node]:
+    """Those that have their target as an input."""
+    return [node for node in graph.nodes if node.op == "Reshape" and len(node.inputs) > 1]
 
 
 def _loose(target: np.ndarray, fixed: int) -> np.ndarray:
@@ -90,6 +104,21 @@ def _repeated(graph: Graph, samples: Samples) -> Graph:
         )
         node.inputs[i] = whole
     out.gs.nodes = [one for node in out.nodes for one in (*added.get(id(node), ()), node)]
+    return out
+
+
+def _with_known_sizes(graph: Graph, samples: Samples) -> Graph:
+    """The model, each reshape with the sizes that it has with one batch, the first one left to be found out."""
+    import onnx_graphsurgeon as gs
+
+    out = graph.copy()
+    nodes = _reshapes(out)
+    names = [node.outputs[0].name for node in nodes]
+    made = Session(graph.message(outputs=names), device="cpu").run(samples.take(np.arange(samples.fixed))[0], names)
+    for node, name, array in zip(nodes, names, made, strict=True):
+        if array.size and array.ndim:
+            out.constants[f"{name}.sizes"] = np.array([-1, *array.shape[1:]])
+            node.inputs[1] = gs.Constant(f"{name}.sizes", out.constants[f"{name}.sizes"])
     return out
 
 
