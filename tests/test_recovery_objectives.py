@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -225,6 +226,19 @@ def test_precision_and_compilation_change_little(tmp_path: Path) -> None:
     half = losses(path, execution=Execution(losses=path, precision="bfloat16"))
     np.testing.assert_allclose(half, whole, rtol=0.1)
     assert half != whole
+
+
+@pytest.mark.parametrize("generation", [7, 8])
+def test_gpus_that_only_imitate_bfloat16_compute_in_float32(monkeypatch: pytest.MonkeyPatch, generation: int) -> None:
+    import torch
+
+    from onnxprune.recovery.modules import computes_in_bfloat16
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(major=generation))
+    assert computes_in_bfloat16("auto", torch.device("cuda:0")) == (generation == 8)
+    assert not computes_in_bfloat16("auto", torch.device("cpu"))
 
 
 def test_a_backend_that_does_not_compile() -> None:

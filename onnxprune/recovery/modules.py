@@ -21,7 +21,7 @@ HALF_KINDS = (10, 16)
 def computes_in_bfloat16(precision: str, device: torch.device) -> bool:
     """Whether to compute in bfloat16 what autocast allows, with `Execution.precision` on a device."""
     if precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return precision == "bfloat16"
 
 
