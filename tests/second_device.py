@@ -51,6 +51,9 @@ class Second(torch.Tensor):
         made.inner = inner
         return made
 
+    def __repr__(self, **_: object) -> str:
+        return f"Second({self.inner})"
+
     def tolist(self) -> Any:
         return self.inner.tolist()
 
