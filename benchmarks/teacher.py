@@ -2,7 +2,7 @@
 
     python benchmarks/teacher.py
 
-takes about eight minutes on two cores. Each network learns from itself, since what it learns does not matter here, and
+takes about two minutes on two cores. Each network learns from itself, since what it learns does not matter here, and
 nothing that the teacher says is kept. Settings take turns, so that all see the same machine.
 """
 
