@@ -7,6 +7,7 @@ back into the graph as it was.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,18 +42,23 @@ def opened(graph: Graph, samples: Samples) -> Graph | None:
     shapes = {name: shape for name, _, shape in apart.inputs if shape}
     if any(shape[0] != samples.fixed for shape in shapes.values()) or len(samples) < 2 * samples.fixed:
         return None
-    values = {}
-    for name in (node.inputs[1].name for node in _reshapes(graph)):
-        if name in graph.constants and graph.constants[name].size:
-            values[name] = _loose(graph.constants[name], samples.fixed)
-    free = _repeated(graph, samples) if samples.fixed == 1 else graph
     still = all(isinstance(size, int) for shape in shapes.values() for size in shape)
-    for known in (free.with_constants(values), *([_with_known_sizes(free, samples)] if still else [])):
-        loose = known.with_shapes({name: {0: None} for name in (*shapes, *graph.outputs)})
+    for free in _candidates(_repeated(graph, samples) if samples.fixed == 1 else graph, samples, still=still):
+        loose = free.with_shapes({name: {0: None} for name in (*shapes, *graph.outputs)})
         loose.source.graph.ClearField("value_info")
         if _same(apart, Session(loose.message(), device="cpu"), samples):
             return loose
     return None
+
+
+def _candidates(graph: Graph, samples: Samples, *, still: bool) -> Iterator[Graph]:
+    """The model with its reshapes left open: those of constant sizes, and then all, if no other axis may change."""
+    reshapes = _reshapes(graph)
+    names = {node.inputs[1].name for node in reshapes} & graph.constants.keys()
+    values = {name: graph.constants[name] for name in names if graph.constants[name].size}
+    yield graph.with_constants({name: _loose(target, samples.fixed) for name, target in values.items()})
+    if still and reshapes:
+        yield _with_known_sizes(graph, samples)
 
 
 def _reshapes(graph: Graph) -> list[gs.Node]:
