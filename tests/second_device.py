@@ -91,7 +91,7 @@ def computed(op: Any, *args: Any, **kwargs: Any) -> Any:
     if ours and op not in COPIES:
         for i, x in enumerate(tensors):
             number = not x.dim() and torch.Tag.pointwise in op.tags
-            index = op.overloadpacket in INDEXED and i > 0
+            index = op.overloadpacket in INDEXED and i > 0 and not x.is_floating_point()
             if not (isinstance(x, Second) or number or index):
                 raise RuntimeError(f"{op}: argument {i} is on another device")
     if kwargs.get("device") is not None:

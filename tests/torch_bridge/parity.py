@@ -110,7 +110,9 @@ def assert_parity(graph: Graph, feeds: dict[str, np.ndarray], *, tolerance: floa
     expected = Session(graph.message(), device="cpu").run(feeds)
     module = to_torch(graph, feeds)
     with torch.no_grad():
-        found = [result.cpu() for result in module.to(DEVICE)(*inputs_of(graph.inputs, feeds, DEVICE))]
+        results = module.to(DEVICE)(*inputs_of(graph.inputs, feeds, DEVICE))
+    assert all(result.device.type == DEVICE for result in results)
+    found = [result.cpu() for result in results]
     module.to("cpu")
     assert len(found) == len(expected)
     for ours, theirs in zip(found, expected, strict=True):
