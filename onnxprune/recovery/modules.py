@@ -70,7 +70,11 @@ def give_out(module: fx.GraphModule, names: Sequence[str]) -> None:
 
 
 class Frozen:
-    """A model that is not trained."""
+    """A model that is not trained.
+
+    Attributes:
+        half: whether it computes in bfloat16 what autocast allows.
+    """
 
     def __init__(self, graph: Graph, proof: Arrays, hidden: Sequence[str], device: str, precision: str) -> None:
         """Builds the module.
@@ -86,7 +90,7 @@ class Frozen:
             BridgeError: the bridge lacks an operator, or the module differs.
         """
         self._inputs, self._device = graph.inputs, torch.device(device)
-        self._half = computes_in_bfloat16(precision, self._device)
+        self.half = computes_in_bfloat16(precision, self._device)
         self._module = to_torch(graph, proof)
         widen(self._module)
         give_out(self._module, hidden)
@@ -96,6 +100,6 @@ class Frozen:
     def run(self, arrays: Arrays) -> list[torch.Tensor]:
         """Outputs and hidden states for a batch, on the device."""
         inputs = arguments(self._inputs, arrays, self._device)
-        with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
+        with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self.half):
             outputs = self._module(*inputs)
         return [x.float() if x.dtype in HALVES else x for x in outputs]

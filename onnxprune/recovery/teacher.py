@@ -122,8 +122,8 @@ class Teacher:
         graph: Graph,
         proof: Arrays,
         processes: Processes,
+        execution: Execution,
         hidden: Sequence[Hidden] = (),
-        execution: Execution | None = None,
     ) -> None:
         """Loads the original.
 
@@ -131,15 +131,14 @@ class Teacher:
             graph: the original.
             proof: a batch on which PyTorch is compared with ONNX Runtime, where it runs the original.
             processes: says on which device.
-            hidden: states to give out as well.
             execution: says in what, and how precisely.
+            hidden: states to give out as well.
 
         Raises:
             BridgeError: PyTorch shall run it and cannot.
             DeviceError: ONNX Runtime shall run it and cannot use the device.
             ModelError: ONNX Runtime cannot load it.
         """
-        execution = execution or Execution()
         self.hidden, self.identity = tuple(hidden), graph.sha256
         self._count = len(graph.outputs)
         names = [state.name for state in self.hidden]
@@ -149,8 +148,9 @@ class Teacher:
         if run is None:
             from onnxprune.recovery.modules import Frozen
 
-            self.identity += f" in torch, {execution.precision}"
-            run = Frozen(graph, proof, names, processes.device, execution.precision).run
+            frozen = Frozen(graph, proof, names, processes.device, execution.precision)
+            self.identity += f" in torch, {'bfloat16' if frozen.half else 'float32'}"
+            run = frozen.run
         self._run: Callable[[Arrays], list[Any]] = run
         self._kept: list[np.ndarray] | None = None
 

@@ -156,7 +156,7 @@ def _teacher(
 ) -> Teacher:
     check_teacher(graph, original)
     hidden = find_hidden(graph, original, plan, samples.first(2)) if training.match_hidden else ()
-    return Teacher(original, samples.first(PROOF_SAMPLES), joined, hidden, execution)
+    return Teacher(original, samples.first(PROOF_SAMPLES), joined, execution, hidden)
 
 
 def _setting(
