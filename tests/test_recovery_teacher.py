@@ -141,10 +141,8 @@ def test_outputs_that_cannot_be_kept(tmp_path: Path) -> None:
 
 
 def test_what_is_kept_is_kept_for_each_runtime(tmp_path: Path) -> None:
-    for runtime, precision in (
-        *(("auto", "auto"), ("onnxruntime", "auto")),
-        *(("torch", "auto"), ("torch", "float32"), ("torch", "bfloat16")),
-    ):
+    runs = [("auto", "auto"), ("onnxruntime", "auto"), ("torch", "auto"), ("torch", "float32"), ("torch", "bfloat16")]
+    for runtime, precision in runs:
         execution = Execution(cache=tmp_path, teacher_runtime=runtime, precision=precision)  # type: ignore[arg-type]
         recover(network(), DATA, teacher=TEACHER, training=QUICK, execution=execution)
     assert len(list(tmp_path.iterdir())) == 3  # "auto" is float32 on a CPU
