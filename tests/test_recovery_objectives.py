@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -192,9 +193,18 @@ def test_hidden_states_that_are_left_out_are_counted(caplog: pytest.LogCaptureFi
     assert "compares 2 of 2 hidden states\n" in caplog.text
 
 
-def test_hidden_states_need_a_teacher() -> None:
-    with pytest.raises(PlanError, match="--match-hidden compares with the original; give --teacher"):
-        recover(network(), DATA, training=Training(label_weight=1, match_hidden=1))
+@pytest.mark.parametrize(
+    ("option", "given"),
+    [
+        ("match-hidden", {"training": Training(label_weight=1, match_hidden=1)}),
+        ("plan", {"plan": Path("plan.json")}),
+        ("cache", {"execution": Execution(cache=Path("kept"))}),
+        ("teacher-runtime", {"execution": Execution(teacher_runtime="torch")}),
+    ],
+)
+def test_what_is_said_of_a_teacher_needs_one(option: str, given: dict[str, Any]) -> None:
+    with pytest.raises(PlanError, match=f"--{option} has to do with the original, and there is none; give --teacher"):
+        recover(network(), DATA, **{"training": Training(label_weight=1), **given})
 
 
 # steps ----------------------------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def recover(
         DataError: the data do not fit, or lack labels that are asked for.
         DeviceError: a device or a way of sharing was asked for by name and cannot be had.
         GoalMissed: training ended below the goal; the exception holds the best graph.
-        PlanError: there is nothing to learn from.
+        PlanError: there is nothing to learn from, or an option says something of a teacher that there is not.
     """
     training, execution = training or Training(), execution or Execution()
     if teacher is None and training.label_weight < 1:
@@ -95,8 +95,8 @@ def recover(
                 "without --teacher there are only labels to learn from; give --label-weight 1 or a teacher."
             )
         raise PlanError("there is nothing to learn from; give --teacher with the original, or --label-weight 1.")
-    if teacher is None and training.match_hidden:
-        raise PlanError("--match-hidden compares with the original; give --teacher.")
+    if teacher is None and (option := _of_teacher(plan, training, execution)):
+        raise PlanError(f"{option} has to do with the original, and there is none; give --teacher or leave it out.")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: see the module's docstring
     graph = model if isinstance(model, Graph) else load(model)
     original = teacher if isinstance(teacher, Graph) or teacher is None else load(teacher)
@@ -120,6 +120,17 @@ def recover(
 
 def _quiet(stage: str, done: int, total: int, note: str) -> None:
     """Progress for nobody."""
+
+
+def _of_teacher(plan: Plan | Path | None, training: Training, execution: Execution) -> str | None:
+    """An option that says something of the teacher."""
+    given = {
+        "--match-hidden": training.match_hidden > 0,
+        "--plan": plan is not None,
+        "--cache": execution.cache is not None,
+        "--teacher-runtime": execution.teacher_runtime != "auto",
+    }
+    return next((option for option, found in given.items() if found), None)
 
 
 def _opened(
