@@ -6,8 +6,11 @@ import lzma
 from pathlib import Path
 
 import numpy as np
+import onnx
+from onnx import helper, numpy_helper
 
 import onnxprune
+from onnxprune.graph import from_proto
 from reference import file
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32).reshape(1, 3, 1, 1)
@@ -64,6 +67,23 @@ def pruned(
         ranking=onnxprune.Ranking(criterion),
         method=onnxprune.Method(refit=True, latency=False, limits=onnxprune.Limits(round_to=round_to)),
     )
+
+
+def mirrored(name: str) -> onnxprune.Graph:
+    """A trained network whose logits are the mean of what it says of an image and of its mirror image."""
+    found = onnx.load(model(name))
+    graph = found.graph
+    image, logits = graph.input[0].name, graph.output[0].name
+    for node in graph.node:
+        node.input[:] = ["both" if tensor == image else tensor for tensor in node.input]
+        node.output[:] = ["views" if tensor == logits else tensor for tensor in node.output]
+    constants = {"last": [-1], "first": [-(2**31)], "two": [2, -1, 10], "widths": [3]}
+    graph.initializer.extend(numpy_helper.from_array(np.array(v, np.int64), k) for k, v in constants.items())
+    graph.node.insert(0, helper.make_node("Slice", [image, "last", "first", "widths", "last"], ["mirror"]))
+    graph.node.insert(1, helper.make_node("Concat", [image, "mirror"], ["both"], axis=0))
+    graph.node.append(helper.make_node("Reshape", ["views", "two"], ["stacked"]))
+    graph.node.append(helper.make_node("ReduceMean", ["stacked"], [logits], axes=[0], keepdims=0))
+    return from_proto(found)
 
 
 def crop(arrays: dict[str, np.ndarray], generator: np.random.Generator) -> dict[str, np.ndarray]:

@@ -4,23 +4,56 @@
 
 takes an hour on two cores and goes on where it was when it is started again. Widths are multiples of 4, which
 leaves more weights for the same work than multiples of 8 (`--round-to 8`), the block of ONNX Runtime's convolutions
-with AVX2, and is less fast. Every choice of options has its own table and checkpoint.
+with AVX2, and is less fast. Every choice of options has its own table and checkpoint. With `--mirrored N` recovery goes
+on for N epochs from where the same command without it ends, and the weights of both ends are averaged.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
+from onnx import numpy_helper
 
 import cifar10
 import onnxprune
+from onnxprune.graph import from_proto
 from onnxprune.measure import latency
 from onnxprune.runtime import Session
 from results import publish, table
 
 CACHE = Path(__file__).parents[1] / "build" / "resnet56"
+NETWORK, SECOND_RATE = "resnet56_cifar10_bn", 0.03
+MIRRORED = "taught by the mean of what the original says of an image and of its mirror image, which is right in"
+
+
+def recovered(graph: onnxprune.Graph, run: str, options: argparse.Namespace, **given: Any) -> onnxprune.Graph:
+    """A graph after a recovery that goes on where it was cut off and is kept under a name."""
+    checkpoint, kept = (CACHE / f"{run}.{ending}" for ending in ("ckpt", "onnx"))
+    execution = onnxprune.Execution(
+        checkpoint=checkpoint,
+        resume=checkpoint.exists(),
+        precision=options.precision,
+        teacher_runtime=options.teacher_runtime,
+    )
+    data, augment = cifar10.images(*(f"train_{i}" for i in range(5))), getattr(cifar10, options.augment)
+    onnxprune.recover(graph, data, augment=augment, execution=execution, **given).save(kept)
+    return onnxprune.load(kept)
+
+
+def averaged(*paths: Path) -> onnxprune.Graph:
+    """A graph whose weights and statistics are the means of those of several files of one graph (arXiv 1803.05407)."""
+    models = [onnx.load(path) for path in paths]
+    for tensors in zip(*(model.graph.initializer for model in models), strict=True):
+        values = [numpy_helper.to_array(tensor) for tensor in tensors]
+        if values[0].dtype == np.float32:
+            mean = np.mean(values, axis=0, dtype=np.float64).astype(np.float32)
+            tensors[0].CopyFrom(numpy_helper.from_array(mean, tensors[0].name))
+    return from_proto(models[0])
 
 
 def main() -> None:
@@ -41,12 +74,14 @@ def main() -> None:
     parser.add_argument("--decay", type=float, default=5e-4)
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--teacher-runtime", choices=("auto", "torch"), default="auto")
+    parser.add_argument("--mirrored", type=int, default=0, help="epochs after those, taught by cifar10.mirrored")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    given = [f" --{n.replace('_', '-')} {v}" for n, v in vars(options).items() if v != parser.get_default(n)]
+    given = {f" --{n.replace('_', '-')} {v}": n for n, v in vars(options).items() if v != parser.get_default(n)}
     run = "resnet56.py" + "".join(given)
+    first = "resnet56.py" + "".join(option for option, name in given.items() if name != "mirrored")
     CACHE.mkdir(parents=True, exist_ok=True)
-    original = onnxprune.load(cifar10.model("resnet56_cifar10_bn"))
+    original = onnxprune.load(cifar10.model(NETWORK))
     test = cifar10.images("test")
     pruned = cifar10.pruned(original, options.macs, options.criterion, options.round_to)
     training = onnxprune.Training(
@@ -60,25 +95,21 @@ def main() -> None:
         decay=options.decay,
         seed=options.seed,
     )
-    checkpoint = CACHE / f"{run}.ckpt"
-    execution = onnxprune.Execution(
-        checkpoint=checkpoint,
-        resume=checkpoint.exists(),
-        precision=options.precision,
-        teacher_runtime=options.teacher_runtime,
-    )
-    final = onnxprune.recover(
-        pruned.graph,
-        cifar10.images(*(f"train_{i}" for i in range(5))),
-        teacher=original,
-        plan=pruned.plan,
-        training=training,
-        augment=getattr(cifar10, options.augment),
-        execution=execution,
-    )
-    final.save(CACHE / f"{run}.onnx")
+    graphs = {"original": original, "pruned and refit": pruned.graph}
+    final = recovered(pruned.graph, first, options, teacher=original, plan=pruned.plan, training=training)
+    graphs[f"recovered, {options.epochs} epochs"] = final
+    mirrored = ""
+    if options.mirrored:
+        teacher = cifar10.mirrored(NETWORK)
+        training = replace(training, epochs=options.mirrored, rate=SECOND_RATE, match_hidden=0.0)
+        final = recovered(final, run, options, teacher=teacher, training=training)
+        graphs[f"and {options.mirrored} mirrored"] = final
+        final = graphs["mean of both ends"] = averaged(CACHE / f"{first}.onnx", CACHE / f"{run}.onnx")
+        final.save(CACHE / f"{run}, averaged.onnx")
+        share = 100 * onnxprune.evaluate(teacher, test)[0]
+        mirrored = f"; then {options.mirrored} epochs at the rate {SECOND_RATE:g}, {MIRRORED} {share:.2f} %"
     before, after = pruned.report.before, pruned.report.after
-    accuracy = [f"{100 * onnxprune.evaluate(graph, test)[0]:.2f} %" for graph in (original, pruned.graph, final)]
+    accuracy = [f"{100 * onnxprune.evaluate(graph, test)[0]:.2f} %" for graph in graphs.values()]
     sessions = [Session(graph.message(), device="cpu", threads=1) for graph in (original, final)]
     generator = np.random.default_rng(0)
     timed = [
@@ -86,13 +117,13 @@ def main() -> None:
         for n in (1, 32)
     ]
     macs, parameters = (before.macs, after.macs), (before.parameters, after.parameters)
-    rows = [["", "original", "pruned and refit", f"recovered, {options.epochs} epochs"]]
-    rows.append(["top-1 on 10,000 test images", *accuracy])
+    blank = [""] * (len(graphs) - 3)
+    rows = [["", *graphs], ["top-1 on 10,000 test images", *accuracy]]
     for name, (old, new) in {"multiply-accumulates": macs, "parameters": parameters}.items():
-        rows.append([name, f"{old:,}", f"{new:,}", f"x {new / old:.3f}"])
+        rows.append([name, f"{old:,}", f"{new:,}", *blank, f"x {new / old:.3f}"])
     for found in timed:
         milliseconds = [f"{1e3 * span[1]:.2f} ms" for span in (found.before, found.after)]
-        rows.append([f"latency, batch {found.batch}", milliseconds[0], milliseconds[1], f"x {found.ratio:.3f}"])
+        rows.append([f"latency, batch {found.batch}", *milliseconds, *blank, f"x {found.ratio:.3f}"])
     hidden = f", `--match-hidden {options.match_hidden}`" if options.match_hidden else ""
     temperature = f" at temperature {options.temperature}" if options.temperature != 4 else ""
     precision = f", in {options.precision}" if options.precision != "auto" else ""
@@ -105,8 +136,8 @@ def main() -> None:
         f"calibration images; then `recover` on the 50,000 training images, {options.epochs} epochs of "
         f"{options.optimizer} (batches of {options.batch}, rate {options.rate:g}, decay {options.decay:g}), "
         f"distillation {1 - options.label_weight:g}{temperature} and labels {options.label_weight:g}{hidden}, "
-        f"augmentation `{options.augment}`{precision}{runtime}{seed}. Latency: ONNX Runtime, one thread, original "
-        "and result in turns, median of the ratios.",
+        f"augmentation `{options.augment}`{precision}{runtime}{seed}{mirrored}. Latency: ONNX "
+        "Runtime, one thread, original and result in turns, median of the ratios.",
         table(rows),
     )
 
