@@ -79,6 +79,7 @@ def mirrored(name: str) -> onnxprune.Graph:
         node.output[:] = ["views" if tensor == logits else tensor for tensor in node.output]
     constants = {"last": [-1], "first": [-(2**31)], "two": [2, -1, 10], "widths": [3]}
     graph.initializer.extend(numpy_helper.from_array(np.array(v, np.int64), k) for k, v in constants.items())
+    # from the last column to the first one, in steps of -1
     graph.node.insert(0, helper.make_node("Slice", [image, "last", "first", "widths", "last"], ["mirror"]))
     graph.node.insert(1, helper.make_node("Concat", [image, "mirror"], ["both"], axis=0))
     graph.node.append(helper.make_node("Reshape", ["views", "two"], ["stacked"]))

@@ -16,12 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import numpy_helper
 
 import cifar10
 import onnxprune
-from onnxprune.graph import from_proto
 from onnxprune.measure import latency
 from onnxprune.runtime import Session
 from results import publish, table
@@ -31,7 +28,9 @@ NETWORK, SECOND_RATE = "resnet56_cifar10_bn", 0.03
 MIRRORED = "taught by the mean of what the original says of an image and of its mirror image, which is right in"
 
 
-def recovered(graph: onnxprune.Graph, run: str, options: argparse.Namespace, **given: Any) -> onnxprune.Graph:
+def recovered(
+    graph: onnxprune.Graph, data: dict[str, np.ndarray], run: str, options: argparse.Namespace, **given: Any
+) -> onnxprune.Graph:
     """A graph after a recovery that goes on where it was cut off and is kept under a name."""
     checkpoint, kept = (CACHE / f"{run}.{ending}" for ending in ("ckpt", "onnx"))
     execution = onnxprune.Execution(
@@ -40,20 +39,15 @@ def recovered(graph: onnxprune.Graph, run: str, options: argparse.Namespace, **g
         precision=options.precision,
         teacher_runtime=options.teacher_runtime,
     )
-    data, augment = cifar10.images(*(f"train_{i}" for i in range(5))), getattr(cifar10, options.augment)
+    augment = getattr(cifar10, options.augment)
     onnxprune.recover(graph, data, augment=augment, execution=execution, **given).save(kept)
     return onnxprune.load(kept)
 
 
-def averaged(*paths: Path) -> onnxprune.Graph:
-    """A graph whose weights and statistics are the means of those of several files of one graph (arXiv 1803.05407)."""
-    models = [onnx.load(path) for path in paths]
-    for tensors in zip(*(model.graph.initializer for model in models), strict=True):
-        values = [numpy_helper.to_array(tensor) for tensor in tensors]
-        if values[0].dtype == np.float32:
-            mean = np.mean(values, axis=0, dtype=np.float64).astype(np.float32)
-            tensors[0].CopyFrom(numpy_helper.from_array(mean, tensors[0].name))
-    return from_proto(models[0])
+def averaged(one: onnxprune.Graph, other: onnxprune.Graph) -> onnxprune.Graph:
+    """A graph whose weights and statistics are the means of those of two (arXiv 1803.05407)."""
+    floating = {name: value for name, value in one.constants.items() if value.dtype == np.float32}
+    return one.with_constants({name: (value + other.constants[name]) / 2 for name, value in floating.items()})
 
 
 def main() -> None:
@@ -77,12 +71,12 @@ def main() -> None:
     parser.add_argument("--mirrored", type=int, default=0, help="epochs after those, taught by cifar10.mirrored")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    given = {f" --{n.replace('_', '-')} {v}": n for n, v in vars(options).items() if v != parser.get_default(n)}
-    run = "resnet56.py" + "".join(given)
-    first = "resnet56.py" + "".join(option for option, name in given.items() if name != "mirrored")
+    changed = {n: v for n, v in vars(options).items() if v != parser.get_default(n) and n != "mirrored"}
+    first = "resnet56.py" + "".join(f" --{n.replace('_', '-')} {v}" for n, v in changed.items())
+    run = f"{first} --mirrored {options.mirrored}" if options.mirrored else first
     CACHE.mkdir(parents=True, exist_ok=True)
     original = onnxprune.load(cifar10.model(NETWORK))
-    test = cifar10.images("test")
+    train, test = cifar10.images(*(f"train_{i}" for i in range(5))), cifar10.images("test")
     pruned = cifar10.pruned(original, options.macs, options.criterion, options.round_to)
     training = onnxprune.Training(
         epochs=options.epochs,
@@ -96,15 +90,15 @@ def main() -> None:
         seed=options.seed,
     )
     graphs = {"original": original, "pruned and refit": pruned.graph}
-    final = recovered(pruned.graph, first, options, teacher=original, plan=pruned.plan, training=training)
+    final = recovered(pruned.graph, train, first, options, teacher=original, plan=pruned.plan, training=training)
     graphs[f"recovered, {options.epochs} epochs"] = final
     mirrored = ""
     if options.mirrored:
         teacher = cifar10.mirrored(NETWORK)
         training = replace(training, epochs=options.mirrored, rate=SECOND_RATE, match_hidden=0.0)
-        final = recovered(final, run, options, teacher=teacher, training=training)
-        graphs[f"and {options.mirrored} mirrored"] = final
-        final = graphs["mean of both ends"] = averaged(CACHE / f"{first}.onnx", CACHE / f"{run}.onnx")
+        longer = recovered(final, train, run, options, teacher=teacher, training=training)
+        graphs[f"and {options.mirrored} mirrored"] = longer
+        final = graphs["mean of both ends"] = averaged(final, longer)
         final.save(CACHE / f"{run}, averaged.onnx")
         share = 100 * onnxprune.evaluate(teacher, test)[0]
         mirrored = f"; then {options.mirrored} epochs at the rate {SECOND_RATE:g}, {MIRRORED} {share:.2f} %"
