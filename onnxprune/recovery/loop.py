@@ -120,9 +120,11 @@ class Loop:
             if self._is_over():
                 break
             order = self.s.schedule.epoch(epoch)
+            losses = []
             for step in range(self.done - epoch * steps, steps):
                 rate = self.optimizer.param_groups[0]["lr"]
                 loss = self._step(order[step], epoch, step)
+                losses.append(loss)
                 self.done += 1
                 self.journal.add(step=self.done, loss=loss, rate=rate)
                 self.s.progress("recovery", self.done, steps * epochs, f"loss {loss:.4f}{self.note}")
@@ -132,7 +134,8 @@ class Loop:
                 if self.checkpoint and (last or self.done % self.s.training.save_every == 0):
                     self._save()
             if writer:
-                log.info("epoch %d of %d: loss %.4f%s", epoch + 1, epochs, loss, self.note)
+                mean = sum(losses) / len(losses)  # of the steps since it was resumed, if that was in this epoch
+                log.info("epoch %d of %d: mean loss %.4f%s", epoch + 1, epochs, mean, self.note)
         return self.chosen if self.evaluator else self._weights()
 
     def _is_over(self) -> bool:
