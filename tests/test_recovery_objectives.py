@@ -196,6 +196,8 @@ def test_hidden_states_that_are_left_out_are_counted(caplog: pytest.LogCaptureFi
 @pytest.mark.parametrize(
     ("option", "given"),
     [
+        ("loss", {"training": Training(label_weight=1, loss="mse")}),
+        ("temperature", {"training": Training(label_weight=1, temperature=2)}),
         ("match-hidden", {"training": Training(label_weight=1, match_hidden=1)}),
         ("plan", {"plan": Path("plan.json")}),
         ("cache", {"execution": Execution(cache=Path("kept"))}),

@@ -124,7 +124,10 @@ def _quiet(stage: str, done: int, total: int, note: str) -> None:
 
 def _of_teacher(plan: Plan | Path | None, training: Training, execution: Execution) -> str | None:
     """An option that says something of the teacher."""
+    usual = Training()
     given = {
+        "--loss": training.loss != usual.loss,
+        "--temperature": training.temperature != usual.temperature,
         "--match-hidden": training.match_hidden > 0,
         "--plan": plan is not None,
         "--cache": execution.cache is not None,
