@@ -5,7 +5,8 @@
 takes an hour on two cores and goes on where it was when it is started again. Widths are multiples of 4, which
 leaves more weights for the same work than multiples of 8 (`--round-to 8`), the block of ONNX Runtime's convolutions
 with AVX2, and is less fast. Every choice of options has its own table and checkpoint. With `--mirrored N` recovery goes
-on for N epochs from where the same command without it ends, and the weights of both ends are averaged.
+on for N epochs from where the same command without it ends, and the weights of both ends are averaged. Given again,
+it goes on from that mean, which then is of all ends.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ from results import publish, table
 
 CACHE = Path(__file__).parents[1] / "build" / "resnet56"
 NETWORK, SECOND_RATE = "resnet56_cifar10_bn", 0.03
-MIRRORED = "taught by the mean of what the original says of an image and of its mirror image, which is right in"
+MIRRORED = (
+    "from the mean of the weights of all ends so far, taught by the mean of what the original says of an image and of "
+    "its mirror image, which is right in"
+)
 
 
 def recovered(
@@ -44,10 +48,10 @@ def recovered(
     return onnxprune.load(kept)
 
 
-def averaged(one: onnxprune.Graph, other: onnxprune.Graph) -> onnxprune.Graph:
-    """A graph whose weights and statistics are the means of those of two (arXiv 1803.05407)."""
-    floating = {name: value for name, value in one.constants.items() if value.dtype == np.float32}
-    return one.with_constants({name: (value + other.constants[name]) / 2 for name, value in floating.items()})
+def averaged(*ends: onnxprune.Graph) -> onnxprune.Graph:
+    """A graph whose weights and statistics are the means of those of others (arXiv 1803.05407)."""
+    floating = [name for name, value in ends[0].constants.items() if value.dtype == np.float32]
+    return ends[0].with_constants({name: sum(end.constants[name] for end in ends) / len(ends) for name in floating})
 
 
 def main() -> None:
@@ -68,12 +72,12 @@ def main() -> None:
     parser.add_argument("--decay", type=float, default=5e-4)
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--teacher-runtime", choices=("auto", "torch"), default="auto")
-    parser.add_argument("--mirrored", type=int, default=0, help="epochs after those, taught by cifar10.mirrored")
+    parser.add_argument("--mirrored", type=int, action="append", help="epochs after those, taught by cifar10.mirrored")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     changed = {n: v for n, v in vars(options).items() if v != parser.get_default(n) and n != "mirrored"}
     first = "resnet56.py" + "".join(f" --{n.replace('_', '-')} {v}" for n, v in changed.items())
-    run = f"{first} --mirrored {options.mirrored}" if options.mirrored else first
+    run = first
     CACHE.mkdir(parents=True, exist_ok=True)
     original = onnxprune.load(cifar10.model(NETWORK))
     train, test = cifar10.images(*(f"train_{i}" for i in range(5))), cifar10.images("test")
@@ -92,16 +96,20 @@ def main() -> None:
     graphs = {"original": original, "pruned and refit": pruned.graph}
     final = recovered(pruned.graph, train, first, options, teacher=original, plan=pruned.plan, training=training)
     graphs[f"recovered, {options.epochs} epochs"] = final
-    mirrored = ""
+    mirrored, ends, total = "", [final], options.epochs
+    teacher = cifar10.mirrored(NETWORK)
+    for part, epochs in enumerate(options.mirrored or []):
+        run, total = f"{run} --mirrored {epochs}", total + epochs
+        seed = options.seed + part
+        training = replace(training, epochs=epochs, rate=SECOND_RATE, match_hidden=0.0, seed=seed)
+        ends.append(recovered(final, train, run, options, teacher=teacher, training=training))
+        averaged(*ends).save(CACHE / f"{run}, averaged.onnx")
+        final = onnxprune.load(CACHE / f"{run}, averaged.onnx")
+        graphs |= {f"{total} epochs": ends[-1], f"mean of {len(ends)} ends": final}
     if options.mirrored:
-        teacher = cifar10.mirrored(NETWORK)
-        training = replace(training, epochs=options.mirrored, rate=SECOND_RATE, match_hidden=0.0)
-        longer = recovered(final, train, run, options, teacher=teacher, training=training)
-        graphs[f"and {options.mirrored} mirrored"] = longer
-        final = graphs["mean of both ends"] = averaged(final, longer)
-        final.save(CACHE / f"{run}, averaged.onnx")
+        parts = " and ".join(map(str, options.mirrored))
         share = 100 * onnxprune.evaluate(teacher, test)[0]
-        mirrored = f"; then {options.mirrored} epochs at the rate {SECOND_RATE:g}, {MIRRORED} {share:.2f} %"
+        mirrored = f"; then {parts} epochs at the rate {SECOND_RATE:g}, {MIRRORED} {share:.2f} %"
     before, after = pruned.report.before, pruned.report.after
     accuracy = [f"{100 * onnxprune.evaluate(graph, test)[0]:.2f} %" for graph in graphs.values()]
     sessions = [Session(graph.message(), device="cpu", threads=1) for graph in (original, final)]
