@@ -4,9 +4,8 @@
 
 takes an hour on two cores and goes on where it was when it is started again. Widths are multiples of 4, which
 leaves more weights for the same work than multiples of 8 (`--round-to 8`), the block of ONNX Runtime's convolutions
-with AVX2, and is less fast. Every choice of options has its own table and checkpoint. With `--mirrored N` recovery goes
-on for N epochs from where the same command without it ends, and the weights of both ends are averaged. Given again,
-it goes on from that mean, which then is of all ends.
+with AVX2, and is less fast. Every choice of options has its own table and checkpoint. `--mirrored N`, once or several
+times, goes on for N epochs from the mean of the weights at all ends so far, and averages again.
 """
 
 from __future__ import annotations
@@ -32,11 +31,18 @@ MIRRORED = (
 )
 
 
+def kept(graph: onnxprune.Graph, name: str) -> onnxprune.Graph:
+    """A graph as read from the file that it is written to, so that a checkpoint knows it by the sha256 of its own."""
+    path = CACHE / f"{name}.onnx"
+    graph.save(path)
+    return onnxprune.load(path)
+
+
 def recovered(
     graph: onnxprune.Graph, data: dict[str, np.ndarray], run: str, options: argparse.Namespace, **given: Any
 ) -> onnxprune.Graph:
     """A graph after a recovery that goes on where it was cut off and is kept under a name."""
-    checkpoint, kept = (CACHE / f"{run}.{ending}" for ending in ("ckpt", "onnx"))
+    checkpoint = CACHE / f"{run}.ckpt"
     execution = onnxprune.Execution(
         checkpoint=checkpoint,
         resume=checkpoint.exists(),
@@ -44,8 +50,7 @@ def recovered(
         teacher_runtime=options.teacher_runtime,
     )
     augment = getattr(cifar10, options.augment)
-    onnxprune.recover(graph, data, augment=augment, execution=execution, **given).save(kept)
-    return onnxprune.load(kept)
+    return kept(onnxprune.recover(graph, data, augment=augment, execution=execution, **given), run)
 
 
 def averaged(*ends: onnxprune.Graph) -> onnxprune.Graph:
@@ -72,12 +77,12 @@ def main() -> None:
     parser.add_argument("--decay", type=float, default=5e-4)
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--teacher-runtime", choices=("auto", "torch"), default="auto")
-    parser.add_argument("--mirrored", type=int, action="append", help="epochs after those, taught by cifar10.mirrored")
+    mirrored_help = "epochs after those, taught by cifar10.mirrored"
+    parser.add_argument("--mirrored", type=int, action="append", default=[], help=mirrored_help)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     changed = {n: v for n, v in vars(options).items() if v != parser.get_default(n) and n != "mirrored"}
-    first = "resnet56.py" + "".join(f" --{n.replace('_', '-')} {v}" for n, v in changed.items())
-    run = first
+    run = "resnet56.py" + "".join(f" --{n.replace('_', '-')} {v}" for n, v in changed.items())
     CACHE.mkdir(parents=True, exist_ok=True)
     original = onnxprune.load(cifar10.model(NETWORK))
     train, test = cifar10.images(*(f"train_{i}" for i in range(5))), cifar10.images("test")
@@ -94,19 +99,18 @@ def main() -> None:
         seed=options.seed,
     )
     graphs = {"original": original, "pruned and refit": pruned.graph}
-    final = recovered(pruned.graph, train, first, options, teacher=original, plan=pruned.plan, training=training)
+    final = recovered(pruned.graph, train, run, options, teacher=original, plan=pruned.plan, training=training)
     graphs[f"recovered, {options.epochs} epochs"] = final
-    mirrored, ends, total = "", [final], options.epochs
-    teacher = cifar10.mirrored(NETWORK)
-    for part, epochs in enumerate(options.mirrored or []):
-        run, total = f"{run} --mirrored {epochs}", total + epochs
-        seed = options.seed + part
-        training = replace(training, epochs=epochs, rate=SECOND_RATE, match_hidden=0.0, seed=seed)
-        ends.append(recovered(final, train, run, options, teacher=teacher, training=training))
-        averaged(*ends).save(CACHE / f"{run}, averaged.onnx")
-        final = onnxprune.load(CACHE / f"{run}, averaged.onnx")
-        graphs |= {f"{total} epochs": ends[-1], f"mean of {len(ends)} ends": final}
+    mirrored = ""
     if options.mirrored:
+        teacher, ends, total = cifar10.mirrored(NETWORK), [final], options.epochs
+        for part, epochs in enumerate(options.mirrored):
+            run, total = f"{run} --mirrored {epochs}", total + epochs
+            seed = options.seed + part
+            training = replace(training, epochs=epochs, rate=SECOND_RATE, match_hidden=0.0, seed=seed)
+            ends.append(recovered(final, train, run, options, teacher=teacher, training=training))
+            final = kept(averaged(*ends), f"{run}, averaged")
+            graphs |= {f"{total} epochs": ends[-1], f"mean of {len(ends)} ends": final}
         parts = " and ".join(map(str, options.mirrored))
         share = 100 * onnxprune.evaluate(teacher, test)[0]
         mirrored = f"; then {parts} epochs at the rate {SECOND_RATE:g}, {MIRRORED} {share:.2f} %"
