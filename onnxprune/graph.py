@@ -112,6 +112,17 @@ class Graph:
                 tensor.values = values[name]
         return graph
 
+    def with_biases(self, biases: Mapping[str, np.ndarray]) -> Graph:
+        """The same graph with other biases, (outputs,), for some Conv and Gemm, by their first outputs."""
+        graph = self.copy() if biases else self
+        for node in graph.nodes if biases else ():
+            array = biases.get(first_output(node))
+            if array is not None and bias_of(node):
+                graph.constants[bias_of(node)] = node.inputs[2].values = array
+            elif array is not None:
+                graph.add_input(node, 2, array)
+        return graph
+
     def with_frozen(self, values: Mapping[str, np.ndarray]) -> Graph:
         """The same graph, some computed tensors replaced by constants and what only they needed removed."""
         graph = self.copy()
@@ -168,20 +179,6 @@ class Graph:
         while len(node.inputs) <= index:
             node.inputs.append(gs.Variable.empty())
         node.inputs[index] = gs.Constant(name, array)
-
-    def add_to_bias(self, node: gs.Node, shift: np.ndarray) -> str:
-        """Adds to the bias of a Conv or Gemm of this graph, which gets one if it has none. Edits the graph.
-
-        Returns:
-            The name of the bias.
-        """
-        if len(node.inputs) > 2 and node.inputs[2].name:
-            bias = node.inputs[2]
-            bias.values = (bias.values + shift).astype(bias.values.dtype)
-            self.constants[bias.name] = bias.values
-        else:
-            self.add_input(node, 2, shift.astype(node.inputs[1].values.dtype))
-        return str(node.inputs[2].name)
 
     def with_shapes(self, sizes: Mapping[str, Mapping[int, int | None]]) -> Graph:
         """The same graph, its declared shapes corrected: `sizes[tensor][axis]`, None where it varies."""
@@ -285,6 +282,11 @@ class Graph:
 def first_output(node: gs.Node) -> str:
     """The name of the first output that a node gives, by which the node is known; leading ones may be left out."""
     return next((str(tensor.name) for tensor in node.outputs if tensor.name), "")
+
+
+def bias_of(node: gs.Node) -> str:
+    """The bias of a Conv or Gemm, "" where it has none."""
+    return str(node.inputs[2].name) if len(node.inputs) > 2 else ""
 
 
 def load(path: Path | str) -> Graph:

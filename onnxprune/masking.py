@@ -104,9 +104,9 @@ class _Masker:
         return [axis.size for axis in self.units.structure.axes[name]]
 
     def static(self, name: str) -> KeptIndices:
-        """What is kept of a tensor along axes whose size does not vary."""
+        """What is not masked of a tensor along axes whose size does not vary."""
         periods = self.plan.periods.get(name, {})
-        return {axis: kept for axis, kept in self.plan.activations[name].items() if axis not in periods}
+        return {axis: kept for axis, kept in unmasked(self.plan, name).items() if axis not in periods}
 
     def masked(self, name: str, source: str, result: str, fill: str) -> Iterator[onnx.NodeProto]:
         """Nodes that give a tensor without what a plan removes of it.
@@ -127,7 +127,7 @@ class _Masker:
         keep = f"{name}:keep"
         self.graph.initializer.append(numpy_helper.from_array(mask, keep))
         for axis, period in periods.items():
-            repeated = _mask_array([period], {0: self.plan.activations[name][axis]})
+            repeated = _mask_array([period], {0: unmasked(self.plan, name)[axis]})
             made, constants = _repeated(repeated, source, axis, len(shape))
             yield from made
             yield helper.make_node("And", [keep, made[-1].output[0]], [f"{keep}:{axis}"])
@@ -208,7 +208,7 @@ def _gathered(node: onnx.NodeProto, units: Units, plan: Plan, graph: onnx.GraphP
     nodes = []
     twin = next(n for n in units.graph.nodes if n.outputs[0].name == node.output[0])
     for i, tensor in enumerate(twin.inputs):  # constants that the file shares have names of their own there
-        kept = plan.activations.get(tensor.name) or plan.initializers.get(tensor.name, {})
+        kept = unmasked(plan, tensor.name)
         kept = {axis: positions for axis, positions in kept.items() if axis not in plan.periods.get(tensor.name, {})}
         if kept:
             name = f"{node.output[0]}:kept{i}"
@@ -247,10 +247,16 @@ def _own_readers(graph: Graph, plan: Plan) -> dict[str, dict[int, np.ndarray]]:
         name = node.inputs[index].name if index is not None else ""
         axis = graph.constants[name].ndim - 1 if index is not None and name in graph.constants else -1
         if index is not None and axis in plan.initializers.get(name, {}):
-            keep = _mask_array(list(graph.constants[name].shape), {axis: plan.initializers[name][axis]})
+            keep = _mask_array(list(graph.constants[name].shape), {axis: unmasked(plan, name)[axis]})
             masked = np.where(keep, graph.constants[name], graph.constants[name].dtype.type(0))
             found[first_output(node)] = {index: masked}
     return found
+
+
+def unmasked(plan: Plan, name: str) -> KeptIndices:
+    """The positions of a tensor that hold what they held: those that are kept, and those that go without a trace."""
+    kept, spared = plan.activations.get(name) or plan.initializers.get(name, {}), plan.spared.get(name, {})
+    return {axis: tuple(sorted({*positions, *spared.get(axis, ())})) for axis, positions in kept.items()}
 
 
 def _mask_array(shape: list[int], kept: KeptIndices) -> np.ndarray:

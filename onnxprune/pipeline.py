@@ -130,7 +130,7 @@ def score(
     """
     run = Run(model, data, feeding or Feeding(), progress or quiet, residual=residual, allow_io=allow_io)
     moments = run.calibrate(run.graph)
-    run.fold(moments)
+    run.note_hints(moments)
     return Scored(run.units, moments, run.score(moments, {}, ranking or Ranking()), run.notes)
 
 
@@ -171,7 +171,7 @@ def prune(
         scores = run.rank(compact, plan, keep, ranking)
         first = first or scores
         keep = select(run.units, scores, _part(budget, step / method.rounds), method.limits, start=keep)
-        plan = run.units.plan(keep, _settings(budget, ranking, method, run))
+        plan = run.plan(keep, _settings(budget, ranking, method, run))
         compact = remove(run.units.graph, plan)
         difference = verify(run.units, plan, compact, run.proof)
         run.progress("rounds", step, method.rounds)
@@ -192,7 +192,7 @@ def prune(
         report = replace(report, latency=timed)
     rows = tuple(run.row(name, keep, first) for name in run.units.groups)
     report = replace(report, groups=rows, settings=plan.settings, verified=difference, notes=tuple(notes))
-    return Pruned(compact, replace(plan, merged=run.merged(keep)), report, first)
+    return Pruned(compact, plan, report, first)
 
 
 def _inexact(method: Method) -> str:

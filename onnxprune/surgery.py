@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,6 +54,8 @@ def remove(graph: Graph, plan: Plan) -> Graph:
             values[number.constant].flat[number.index] = number.value
         else:
             by_node[number.node].append(number)
+    for name, pairs in plan.joined.items():
+        values[name] = join(values.get(name, graph.constants[name]), pairs)
     for name, axes in plan.initializers.items():
         array = values.get(name, graph.constants[name])
         for axis, kept in axes.items():
@@ -65,7 +68,22 @@ def remove(graph: Graph, plan: Plan) -> Graph:
     out = graph.with_constants(values).with_shapes(sizes).with_frozen(frozen).without_inputs(plan.omitted)
     for node in out.nodes:
         _write_numbers(node, by_node.get(first_output(node), []), out)
-    return out
+    return out.with_biases({output: bias.array() for output, bias in plan.biases.items()})
+
+
+def join(array: np.ndarray, axes: Mapping[int, Sequence[tuple[int, int]]]) -> np.ndarray:
+    """Adds positions of a constant to others, in float64, axis by axis and pair by pair.
+
+    Args:
+        array: the constant.
+        axes: by axis the pairs (from, into) of positions.
+    """
+    wide = np.array(array, np.float64)
+    for axis, pairs in sorted(axes.items()):
+        rows = np.moveaxis(wide, axis, 0)
+        for source, into in pairs:
+            rows[into] += rows[source]
+    return wide.astype(array.dtype)
 
 
 def _write_numbers(node: gs.Node, numbers: list[Written], graph: Graph) -> None:
