@@ -297,8 +297,11 @@ def recorded(units: Units, plan: Plan, keep: Mapping[str, np.ndarray], exact: Ma
     alive = {name: np.array(mask) for name, mask in keep.items()}
     for name in twins:
         alive[name][[*twins[name], *constant[name]]] = True
+    biases = gained(units.graph, folded.shifts)
+    used = {bias_of(node) for node in units.graph.nodes if first_output(node) in biases} - {""}
     return replace(
         plan,
+        copies={**plan.copies, **units.copies_of({*used, *folded.joined})},
         merged={name: pairs for name, pairs in twins.items() if pairs},
         constant={name: values for name, values in constant.items() if values},
         joined=folded.joined,

@@ -214,7 +214,15 @@ class Graph:
 
     def parts(self) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
         """The model, of a large one with references in the place of large weights, and those weights, not copied."""
-        model, arrays = export(self.gs, self.source, self.constants, self.copies)
+        model, arrays = self.skeleton()
+        return model, self.filled(model, arrays)
+
+    def skeleton(self) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+        """The model without the data of its initializers, and those data by name, not copied."""
+        return export(self.gs, self.source, self.constants, self.copies)
+
+    def filled(self, model: onnx.ModelProto, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Puts data into the initializers of a message of this model; gives those that are too large, not copied."""
         least = SHARED_MINIMUM if self.nbytes > LARGE else INLINE_LIMIT
         shared = {}
         for tensor in model.graph.initializer:
@@ -224,7 +232,7 @@ class Graph:
                 shared[tensor.name] = array
             elif array is not None:
                 fill(tensor, array)
-        return model, shared
+        return shared
 
     def message(
         self,
@@ -266,7 +274,7 @@ class Graph:
             return path
         data = path.with_name(path.name + ".data")
         with replacing(data, path) as (weights, file):
-            model, arrays = export(self.gs, self.source, self.constants, self.copies)
+            model, arrays = self.skeleton()
             for tensor in model.graph.initializer:
                 array = arrays.get(tensor.name, np.zeros(0))
                 if array.nbytes >= EXTERNAL_MINIMUM:

@@ -12,13 +12,15 @@ import numpy as np
 from onnxprune import measure
 from onnxprune.criteria import CRITERIA
 from onnxprune.data import Data, load_data
-from onnxprune.errors import PlanError, VerificationError
+from onnxprune.errors import ModelError, PlanError, VerificationError
 from onnxprune.exact import Exact, find_exact, find_folded, fold, gained, kept_of, recorded, settled
-from onnxprune.findings import Cost, GroupRow, Latency, Quality
+from onnxprune.findings import Cost, GroupRow, Latency, Proof, Quality
 from onnxprune.graph import Graph, load
 from onnxprune.grouping import find_units
 from onnxprune.hints import Hint, find_hints
 from onnxprune.moments import calibrate, spread
+from onnxprune.probes import find_probes, index_ranges
+from onnxprune.proof import prove
 from onnxprune.records import NOT_EXACT, Batch, Moments, Plan, Scores
 from onnxprune.refit import refit
 from onnxprune.runtime import Session
@@ -30,8 +32,11 @@ from onnxprune.surgery import fed
 Progress = Callable[[str, int, int], None]
 """Called with the stage, what is done of it, and how much there is, -1 when not known."""
 
-PROOF_SAMPLES = 8
-"""Samples on which the compact model is compared with the masked original."""
+SAMPLES = 1024
+"""The most samples that are calibrated on, unless told otherwise."""
+
+FIRST = 8
+"""Samples that tell what does not depend on them, or whether a model gives numbers."""
 
 QUALITY_BATCH = 128
 
@@ -46,13 +51,13 @@ class Feeding:
     """How data are taken and where they run.
 
     Attributes:
-        samples: the most samples for calibration.
+        samples: the most samples for calibration, 0 for all; 1,024 of data and 32 that are made up when None.
         batch: samples in a run, where the model does not fix it.
         device: "auto", "cpu", "cuda", "cuda:1", "tensorrt" or "openvino".
         stride: every which position or token counts in calibration.
     """
 
-    samples: int = 1024
+    samples: int | None = None
     batch: int = 32
     device: str = "auto"
     stride: int = 1
@@ -124,17 +129,34 @@ class Run:
         """
         self.graph, self.feeding, self.progress = as_graph(model), feeding, progress
         self.session = Session(self.graph.message(), device=feeding.device, threads=threads)
-        take = partial(load_data, session=self.session, limit=feeding.samples or None, size=feeding.batch)
+        most = SAMPLES if data is not None and feeding.samples is None else feeding.samples
+        take = partial(load_data, session=self.session, limit=most or None, size=feeding.batch)
         given = take(data) if data is not None else None
         self.sample = given.first(2).feeds if given else None
         self.units = find_units(self.graph, self.sample, residual=residual, allow_io=allow_io)
-        shapes = {name: tuple(a.size for a in self.units.structure.axes[name]) for name in self.graph.inputs}
-        self.data = given or take(None, shapes=shapes)
+        self.shapes = {name: tuple(a.size for a in self.units.structure.axes[name]) for name in self.graph.inputs}
+        self.ranges = index_ranges(self.graph)
+        self.data = given or self._made_up(take)
         self.notes = () if given else (NOT_TRUSTED,)
-        self.proof = self.data.first(PROOF_SAMPLES).feeds
-        self.exact: dict[str, Exact] = find_exact(self.units, self.proof)
+        self.first = self.data.first(FIRST).feeds
+        self.exact: dict[str, Exact] = find_exact(self.units, self.first)
         self.hints: dict[str, Hint] = {}
         self.samples = 0
+
+    def _made_up(self, take: Callable[..., Data]) -> Data:
+        """Synthetic inputs; where the model cannot run with all rows that its tables have, indices are zero."""
+        made = take(None, shapes=self.shapes, ranges=self.ranges)
+        try:
+            self.session.run(made.first(1).feeds)
+        except ModelError:
+            self.ranges = {}
+            made = take(None, shapes=self.shapes)
+        return made
+
+    def prove(self, plan: Plan, compact: Graph) -> Proof:
+        """Holds a compact model to the masked original on varied inputs."""
+        probes = find_probes(self.session, self.data, self.shapes, self.ranges)
+        return prove(self.units, plan, compact, list(probes))
 
     def calibrate(
         self, graph: Graph, plan: Plan | None = None, *, names: Iterable[str] | None = None, second: bool = True
@@ -251,7 +273,7 @@ class Run:
         if not computed:
             return constants
         session = Session(graph.message(outputs=computed), device="cpu")
-        return constants | dict(zip(computed, session.run(self.proof, computed), strict=True))
+        return constants | dict(zip(computed, session.run(self.first, computed), strict=True))
 
     def refit(self, plan: Plan, compact: Graph) -> tuple[Graph, list[str]]:
         """The compact model with its readers refit, and the values of units that stood still in biases."""
@@ -275,7 +297,7 @@ class Run:
         Raises:
             VerificationError: it does not.
         """
-        outputs = Session(graph.message(), device="cpu").run(self.proof)
+        outputs = Session(graph.message(), device="cpu").run(self.first)
         for name, output in zip(graph.outputs, outputs, strict=True):
             if output.dtype.kind == "f" and not np.isfinite(output).all():
                 raise VerificationError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,6 +111,12 @@ class Units:
                 found.setdefault(tensor, {})[i] = tuple(np.flatnonzero(extra).tolist())
         return dict(sorted(found.items()))
 
+    def copies_of(self, changed: Collection[str]) -> dict[str, str]:
+        """The origins of copies of constants that may come apart, since the origin or one of its copies changes."""
+        copies = self.graph.copies
+        origins = {copies.get(name, name) for name in changed}
+        return {copy: origin for copy, origin in sorted(copies.items()) if origin in origins}
+
     def plan(self, keep: Mapping[str, np.ndarray], settings: Mapping[str, object] | None = None) -> Plan:
         """Writes down what removing units means for every tensor and every number of the model.
 
@@ -146,7 +152,7 @@ class Units:
             {name: by for name, by in sorted(shrunk.items()) if name not in constants},
             numbers,
             {name: Frozen.of(computed[name]) for name in sorted(frozen)},
-            {copy: origin for copy, origin in sorted(self.graph.copies.items()) if copy in shrunk},
+            self.copies_of({*shrunk, *(number.constant for number in numbers)}),
             dict(sorted(periods.items())),
             self._omitted(masks),
             inexact=tuple(

@@ -1,4 +1,4 @@
-"""Moments, criteria, exact removals and refit against numpy."""
+"""Moments, criteria and refit against numpy."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import onnxprune
 from builders import Net
-from onnxprune import report, scoring
+from onnxprune import scoring
 from onnxprune.criteria import CRITERIA
 from onnxprune.errors import DataError, PlanError
-from onnxprune.exact import find_exact, fold
 from onnxprune.graph import Graph
 from onnxprune.grouping import find_units
 from onnxprune.moments import calibrate, merge, spread
-from onnxprune.records import Moments, Scores, Site
+from onnxprune.records import Moments, Site
 from onnxprune.refit import refit
 from onnxprune.runtime import Session
 from onnxprune.scoring import _inverse_diagonal, score
@@ -226,63 +224,6 @@ def test_options_reach_the_spectral_criterion() -> None:
     ways += [SpectralOptions(weights="inverse"), SpectralOptions(ridge=0.5)]
     found = [score(units, moments, units.graph.constants, {}, options=o).by_group["c0"] for o in ways]
     assert len({tuple(np.round(f, 9)) for f in found}) == len(ways)
-
-
-def spoiled(kind: str) -> Graph:
-    """A dense network with a dead, a constant or a duplicate neuron."""
-    net = Net()
-    h = net.op("Relu", net.dense(net.input("N", 10), 10, 6))
-    graph = net.output(net.dense(h, 6, 5)).graph()
-    w, b = (np.array(graph.constants[name]) for name in ("c0", "c1"))
-    if kind == "duplicate":
-        w[:, 4], b[4] = w[:, 1], b[1]
-    else:
-        w[:, 4], b[4] = 0, -1 if kind == "dead" else 2
-    return graph.with_constants({"c0": w, "c1": b})
-
-
-@pytest.mark.parametrize("kind", ["dead", "constant", "duplicate"])
-def test_exact_units_go_without_a_trace(kind: str) -> None:
-    units = find_units(spoiled(kind))
-    moments = calibrate(units.graph, sites(units), batches(X, 50))
-    exact = find_exact(units, moments)
-    assert exact["c0"].units == {4}
-    assert {"dead": exact["c0"].dead, "constant": exact["c0"].constant, "duplicate": exact["c0"].twin}[kind]
-    folded = fold(units, exact)
-    compact = remove(folded.graph, folded.plan({"c0": np.arange(6) != 4}))
-    outputs = [Session(g.message(), device="cpu").run({"x0": X})[0] for g in (units.graph, folded.graph, compact)]
-    np.testing.assert_allclose(outputs[1], outputs[0], atol=1e-5)
-    np.testing.assert_allclose(outputs[2], outputs[0], atol=1e-5)
-
-
-def test_units_that_change_no_output_have_no_score_and_are_counted() -> None:
-    scored = onnxprune.score(spoiled("dead"), {"x0": X})
-    assert "1 change no output and go first" in report.scored(scored.units, scored.scores)
-    gone = Scores("spectral", {"c0": np.full(6, -np.inf)})
-    shown = report.scored(scored.units, gone)
-    assert "6 change no output and go first" in shown and not {"nan", "inf", "-inf"} & set(shown.split())
-
-
-def test_constants_reach_a_convolution_without_bias_but_not_through_padding() -> None:
-    for pads, taken in (([0, 0, 0, 0], True), ([1, 1, 1, 1], False)):
-        net = Net()
-        h = net.op("Relu", net.conv(net.input("N", 2, 4, 4), 2, 6))
-        h = net.op("Relu", net.op("Conv", h, net.weight(5, 6, 3, 3), pads=pads))
-        graph = net.output(net.conv(h, 5, 2)).graph()
-        w, b = (np.array(graph.constants[name]) for name in ("c0", "c1"))
-        w[3], b[3] = 0, 2
-        units = find_units(graph.with_constants({"c0": w, "c1": b}))
-        x = np.random.default_rng(0).standard_normal((9, 2, 4, 4)).astype("f")
-        exact = find_exact(units, calibrate(units.graph, sites(units), batches(x, 9)))
-        assert (3 in exact.get("c0").constant if "c0" in exact else False) is taken
-        if taken:
-            folded = fold(units, exact)
-            second = list(units.groups)[1]
-            compact = remove(folded.graph, folded.plan({"c0": np.arange(6) != 3}))
-            outputs = [Session(g.message(), device="cpu").run({"x0": x})[0] for g in (units.graph, compact)]
-            np.testing.assert_allclose(outputs[1], outputs[0], atol=1e-5)
-            both = {"c0": np.arange(6) != 3, second: np.arange(5) < 2}  # the new bias is cut with its outputs
-            remove(folded.graph, folded.plan(both)).message()
 
 
 def test_refit_of_a_grouped_convolution_stays_within_its_groups() -> None:
