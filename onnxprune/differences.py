@@ -9,10 +9,18 @@ import numpy as np
 NOISE = 2.0**-20
 """What may be left of sums that cancel, relative to the product of the largest operands: eight roundings."""
 
+SAMPLED = 100_000
+"""Values of an array that are enough to say what is usual."""
+
 CONTRACTING = frozenset(
     {"Conv", "ConvTranspose", "Einsum", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "MatMul", "MatMulNBits"}
 )
 """Operators that sum over products of their first two inputs."""
+
+MANY_STEPS = frozenset(
+    {"Attention", "DecoderMaskedMultiHeadAttention", "GRU", "GroupQueryAttention", "LSTM", "MultiHeadAttention", "RNN"}
+)
+"""Operators that compute with sums of their own, so that roundings add up inside."""
 
 SUMMING = frozenset(
     {"AveragePool", "GlobalAveragePool", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean"}
@@ -21,25 +29,50 @@ SUMMING = frozenset(
 """Operators that sum over their first input."""
 
 
-def gap(expected: np.ndarray, found: np.ndarray) -> float:
-    """The largest difference of two arrays; infinite where shapes, kinds, texts, integers or NaNs differ."""
+def difference(expected: np.ndarray, found: np.ndarray, *, noise: float = 0.0) -> float:
+    """The largest difference of two arrays, each element relative to itself or to what is usual in its array.
+
+    Relative to the largest value of an array it would hide everything beside the huge numbers that hide tokens.
+
+    Args:
+        expected: an array.
+        found: another one.
+        noise: an absolute difference that is added to what differences are relative to.
+
+    Returns:
+        0 where they are equal; infinite where shapes, kinds, texts, integers, or what is not finite differ.
+    """
     if expected.shape != found.shape or (expected.dtype.kind == "f") != (found.dtype.kind == "f"):
         return float("inf")
     if expected.dtype.kind != "f":
         return 0.0 if np.array_equal(expected, found) else float("inf")
+    if np.array_equal(expected, found):
+        return 0.0
     finite = np.isfinite(expected)
     if not np.array_equal(finite, np.isfinite(found)):
         return float("inf")
     if not finite.all() and not np.array_equal(expected[~finite], found[~finite], equal_nan=True):
         return float("inf")
-    wide = expected[finite].astype(np.float64)
-    return float(np.max(np.abs(wide - found[finite]), initial=0.0))
+    a, b = expected[finite].astype(np.float64), found[finite].astype(np.float64)
+    by = np.abs(a - b)
+    if not by.any():
+        return 0.0
+    size = np.maximum(np.abs(a), usual(expected)) + noise
+    return float(np.max(by / np.maximum(size, 1e-300), initial=0.0))
+
+
+def usual(array: np.ndarray) -> float:
+    """How large the larger values of an array usually are: twelve times the lower quartile of what is not zero.
+
+    Of normal numbers that is four deviations. Never more than the largest value; 0 where all are zero.
+    """
+    values = np.abs(array.ravel()[:: max(1, array.size // SAMPLED)]).astype(np.float64)
+    values = values[np.isfinite(values) & (values > 0)]
+    return min(12 * float(np.quantile(values, 0.25)), scale(array)) if values.size else scale(array)
 
 
 def scale(array: np.ndarray) -> float:
     """The largest finite absolute value; 0 where there is none."""
-    if array.dtype.kind != "f":
-        return 1.0
     return float(np.max(np.abs(array[np.isfinite(array)].astype(np.float64)), initial=0.0))
 
 

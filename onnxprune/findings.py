@@ -96,7 +96,7 @@ class Proof:
     """What was compared with the masked original, and what could not be seen.
 
     Attributes:
-        difference: largest difference of any output, relative to its largest value.
+        difference: largest difference of any output, relative to its values.
         samples: samples that were run.
         tensors: tensors that were compared, outputs included.
         weights: weights that were cut; each was spoiled a little, to see whether that would be noticed.
@@ -146,7 +146,7 @@ class Report:
 
     @property
     def verified(self) -> float | None:
-        """Largest difference of an output from the masked original, relative to its largest value."""
+        """Largest difference of an output from the masked original, relative to its values."""
         return self.proof.difference if self.proof else None
 
     def to_json(self) -> str:

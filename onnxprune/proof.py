@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxprune.apart import Apart, Spoiled, read_by, sizes_of, take_apart, touched
-from onnxprune.differences import gap, noise, scale
+from onnxprune.differences import MANY_STEPS, difference, noise, usual
 from onnxprune.errors import ModelError, VerificationError
 from onnxprune.findings import Proof
 from onnxprune.graph import Graph
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     import onnx
 
 LOCAL = 1e-5
-"""Largest difference of what one node makes, relative to the largest value of the tensor."""
+"""Largest difference of what one node makes, relative to itself or to what is usual in its tensor."""
 
 TOLERANCE = 1e-4
-"""The same for the outputs of the whole model, where roundings add up."""
+"""The same for the outputs of the whole model, and of nodes that take many steps: there roundings add up."""
 
 QUANTUM = 0.02
 """The same where activations are quantized: two steps of eight bits, for sums that lie at a tie and are rounded."""
@@ -80,7 +80,7 @@ def verify(units: Units, plan: Plan, compact: Graph, feeds: Feeds, *, device: st
     """Proves a compact model on one batch, as `prove` does.
 
     Returns:
-        The largest difference of any output, relative to its largest value.
+        The largest difference of any output, relative to its values.
     """
     return prove(units, plan, compact, [feeds], device=device).difference
 
@@ -144,8 +144,10 @@ class _Trial:
         self.samples += rows_of(feeds)
 
     def _noted(self, feeds: Feeds) -> dict[str, Any]:
-        """What the masked original has, and the inputs."""
-        return {**dict(zip(self.names, self.masked.run(feeds, self.names), strict=True)), **feeds}
+        """What the masked original has, its inputs masked too."""
+        shrunk = {name: array for name, array in feeds.items() if name in self.plan.activations}
+        masked = {n: np.where(_kept(x, n, self.plan), x, x.dtype.type(0)) for n, x in shrunk.items()}
+        return {**dict(zip(self.names, self.masked.run(feeds, self.names), strict=True)), **feeds, **masked}
 
     def _cut(self, name: str, value: Any) -> Any:
         """What the compact model has of it."""
@@ -153,7 +155,9 @@ class _Trial:
 
     def _note_random(self, whole: Mapping[str, Any], again: Mapping[str, Any]) -> None:
         """Finds what is another number in every run, from two runs of the original."""
-        self.unstable = {name for name, x in whole.items() if isinstance(x, np.ndarray) and gap(x, again[name]) > 0}
+        self.unstable = {
+            name for name, x in whole.items() if isinstance(x, np.ndarray) and difference(x, again[name]) > 0
+        }
         for i in self.nodes:
             node = self.model.graph.node[i]
             draws = node.op_type in RANDOM or (node.op_type == "Dropout" and len(node.input) > 2)
@@ -224,31 +228,32 @@ class _Trial:
         shown = [*apart.results.values(), *(output for s in apart.spoiled for output in s.results.values())]
         found = dict(zip(shown, session.run({name: values[name] for name in apart.inputs}, shown), strict=True))
         known = {name for name in apart.results if name in expected and name not in self.random}
-        allowed = {name: self._allowed(apart.makers[name], expected[name], values) for name in known}
+        floors = {name: self._noise(apart.makers[name], values) / LOCAL for name in known}
+        steps = {name: self.model.graph.node[apart.makers[name]].op_type in MANY_STEPS for name in known}
+
+        def off(tensor: str, output: str) -> float:
+            """How far a result is off, 0 where that is no more than roundings."""
+            by = difference(expected[tensor], found[output], noise=floors[tensor])
+            return by if by > (TOLERANCE if steps[tensor] else LOCAL) else 0.0
+
         for tensor, output in apart.results.items():
             if tensor in known:
-                by = gap(expected[tensor], found[output])
-                if by > allowed[tensor]:
-                    raise self._error(tensor, by, expected[tensor])
+                if by := off(tensor, output):
+                    raise self._error(tensor, by)
                 self.compared.add(tensor)
         for spoiled in apart.spoiled:
-            seen = any(
-                gap(expected[tensor], found[output]) > allowed[tensor]
-                for tensor, output in spoiled.results.items()
-                if tensor in known
-            )
+            seen = any(off(tensor, output) for tensor, output in spoiled.results.items() if tensor in known)
             if seen or spoiled.weight in self.noticed:
                 self.noticed.add(spoiled.weight)
                 self.unseen.pop(spoiled.weight, None)
             else:
                 self.unseen[spoiled.weight] = self._why_unseen(spoiled, values)
 
-    def _allowed(self, node: int, expected: np.ndarray, values: Mapping[str, Any]) -> float:
-        """How much what a node makes may differ."""
+    def _noise(self, node: int, values: Mapping[str, Any]) -> float:
+        """By how much what a node makes may differ since terms of its sums cancel."""
         proto = self.model.graph.node[node]
         known = (values.get(name, self.compact.constants.get(name)) for name in proto.input)
-        operands = [x for x in known if isinstance(x, np.ndarray) and x.dtype.kind == "f"]
-        return LOCAL * scale(expected) + noise(proto.op_type, operands)
+        return noise(proto.op_type, [x for x in known if isinstance(x, np.ndarray) and x.dtype.kind == "f"])
 
     def _why_unseen(self, spoiled: Spoiled, values: Mapping[str, Any]) -> str:
         """Why nobody would have noticed that a weight is wrong, in the reader's words."""
@@ -271,10 +276,10 @@ class _Trial:
             expected = values[name]
             pairs = [(expected, found)] if isinstance(expected, np.ndarray) else list(zip(expected, found, strict=True))
             for a, b in pairs:
-                by, allowed = gap(a, b), (QUANTUM if self.quantized else TOLERANCE) * scale(a)
-                if by > allowed and by > self._rounding(feeds, name):
-                    raise self._error(name, by, a)
-                self.largest = max(self.largest, min(by, allowed) / max(scale(a), 1e-300))
+                by = difference(a, b)
+                if by > (QUANTUM if self.quantized else TOLERANCE) and by > self._rounding(feeds, name):
+                    raise self._error(name, by)
+                self.largest = max(self.largest, by if np.isfinite(by) else 0.0)
             self.compared.add(name)
 
     def _rounding(self, feeds: Feeds, name: str) -> float:
@@ -287,13 +292,12 @@ class _Trial:
         session = Session(Message.of(masked, shared, single=True), device=self.device)
         first, *others = (session.run(variant, [name])[0] for variant in variants)
         plain = self.masked.run(feeds, [name])[0]
-        return MARGIN * max(gap(first, other) for other in (plain, *others))
+        return MARGIN * max(difference(first, other) for other in (plain, *others))
 
-    def _error(self, name: str, by: float, expected: Any) -> VerificationError:
-        relative = by / max(scale(expected), 1e-300)
+    def _error(self, name: str, by: float) -> VerificationError:
         return VerificationError(
             f"the compact model differs from {reference(exact=not self.plan.inexact)}, first in tensor '{name}' (by "
-            f"{relative:.2g} relative to its largest value); nothing was written. Please report this with the model."
+            f"{by:.2g} relative to its values); nothing was written. Please report this with the model."
         )
 
     def proof(self) -> Proof:
@@ -315,13 +319,19 @@ def _is_size(array: np.ndarray) -> bool:
 
 def _stirred(array: np.ndarray, name: str, plan: Plan, generator: np.random.Generator) -> np.ndarray:
     """An activation with noise of its own size at the positions that a plan keeps."""
-    moved = scale(array) / 3 or 1.0
+    moved = usual(array) / 4 or 1.0
     noise = (moved * generator.standard_normal(array.shape)).astype(array.dtype)
-    for axis, kept in plan.activations[name].items():
+    return np.where(_kept(array, name, plan), array + noise, array)
+
+
+def _kept(array: np.ndarray, name: str, plan: Plan) -> np.ndarray:
+    """True at the positions of a tensor that a plan keeps, broadcast to it."""
+    keep = np.ones((1,) * array.ndim, bool)
+    for axis, kept in plan.activations.get(name, {}).items():
         period = plan.periods.get(name, {}).get(axis, array.shape[axis])
-        gone = ~np.isin(np.arange(array.shape[axis]) % period, kept)
-        np.moveaxis(noise, axis, 0)[gone] = 0
-    return array + noise
+        along = np.isin(np.arange(array.shape[axis]) % period, kept)
+        keep = keep & along.reshape([-1 if i == axis else 1 for i in range(array.ndim)])
+    return keep
 
 
 def _single(array: np.ndarray) -> np.ndarray:

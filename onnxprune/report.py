@@ -71,7 +71,7 @@ def summary(report: Report) -> str:
         proof = report.proof
         lines.append(
             f"Verified: equal to {reference(exact=report.exact)} in {proof.tensors:,} tensors on {proof.samples} "
-            f"samples; largest difference of an output {proof.difference:.1e} of its largest value."
+            f"samples; largest difference of an output {proof.difference:.1e} of its values."
         )
     return "\n".join([*lines, *report.notes])
 

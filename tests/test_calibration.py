@@ -289,3 +289,41 @@ def test_rounding_errors_of_a_covariance_leave_positive_costs() -> None:
     assert np.isfinite(diagonal).all() and (diagonal > 0).all()
     definite = noise @ noise.T + np.eye(6)
     np.testing.assert_allclose(_inverse_diagonal(definite), np.diag(np.linalg.inv(definite)))
+
+
+def test_groups_of_a_convolution_that_stay_are_no_positions() -> None:
+    """Three groups because the image has three channels: their states are features, and refit keeps to each group."""
+    net = Net()
+    h = net.op("Relu", net.conv(net.input("N", 3, 4, 4), 3, 12, group=3))
+    units = find_units(net.output(net.conv(h, 12, 9, group=3)).graph())
+    (group,) = units.groups.values()
+    assert group.size == 4 and not group.linear
+    (reader,) = group.readers
+    assert (reader.site.features, reader.site.outer) == (12, 1)
+    x = np.random.default_rng(3).standard_normal((30, 3, 4, 4)).astype("f")
+    moments = calibrate(units.graph, sites(units), batches(x, 30))
+    scores = {
+        criterion: score(units, moments, units.graph.constants, {}, criterion=criterion).by_group[group.name]
+        for criterion in CRITERIA
+    }
+    assert all(np.isfinite(found).all() for found in scores.values())
+    plan = units.plan({group.name: np.array([1, 0, 1, 1], bool)})
+    compact = remove(units.graph, plan)
+    better, nodes = refit(units, plan, compact, lambda: batches(x, 30), device="cpu")
+    target, plain, after = (
+        Session(g.message(), device="cpu").run({"x0": x})[0] for g in (units.graph, compact, better)
+    )
+    assert nodes and np.mean((after - target) ** 2) < 0.9 * np.mean((plain - target) ** 2)
+    (states,) = tensors(units.graph, [reader.site.tensor], x)
+    flat = states.transpose(1, 0, 2, 3).reshape(12, -1)
+    squares = np.square(flat).mean(axis=1).reshape(3, 4).sum(axis=0)  # a unit is one channel of every group
+    np.testing.assert_allclose(scores["activation"], np.sqrt(squares), rtol=1e-5)
+    w = units.graph.constants[reader.tensor].astype(np.float64)[:, :, 0, 0]  # (9, 4)
+    for part in range(3):
+        here, kept = flat[4 * part : 4 * part + 4], flat[4 * part + np.array([0, 2, 3])]
+        gram = kept @ kept.T / kept.shape[1]
+        ridge = 1e-3 * np.trace(gram) / 3 * np.eye(3)
+        rows = w[3 * part : 3 * part + 3]
+        expected = np.linalg.solve(gram + ridge, kept @ here.T / kept.shape[1] @ rows.T + ridge @ rows[:, [0, 2, 3]].T)
+        found = better.constants[reader.tensor][3 * part : 3 * part + 3, :, 0, 0]
+        np.testing.assert_allclose(found, expected.T, rtol=1e-3, atol=1e-4)

@@ -14,7 +14,7 @@ from builders import Net
 from commands import run
 from corruptions import WAYS, cases
 from onnxprune import proof as proof_module
-from onnxprune.differences import gap
+from onnxprune.differences import difference
 from onnxprune.errors import VerificationError
 from onnxprune.graph import Graph, from_proto
 from onnxprune.grouping import find_units
@@ -160,15 +160,17 @@ def test_helpers_of_the_mask_take_names_that_are_free() -> None:
     [
         ([1.0, np.nan], [1.0, np.nan], 0),
         ([1.0, np.nan], [np.nan, 1.0], np.inf),
-        ([np.inf, 2.0], [np.inf, 2.5], 0.5),
+        ([np.inf, 2.0], [np.inf, 2.5], 0.25),
         ([np.inf], [-np.inf], np.inf),
         ([1, 2], [1, 3], np.inf),
         ([True], [True], 0),
         (["a"], ["b"], np.inf),
         ([1.0], [[1.0]], np.inf),
         ([1.0], [1], np.inf),
+        ([0.0, 0.0], [0.0, 1e-9], 1e291),
+        ([-3e38, 1.0, 1.0, 1.0], [-3e38, 1.0, 1.0, 1.5], 0.5 / 12),
     ],
 )
-def test_gaps(a: list, b: list, expected: float) -> None:
+def test_differences(a: list, b: list, expected: float) -> None:
     arrays = [np.array(x, object if isinstance(x[0], str) else None) for x in (a, b)]
-    assert gap(*arrays) == expected
+    assert difference(*arrays) == pytest.approx(expected)

@@ -24,7 +24,7 @@ class Halved:
     Attributes:
         groups: how many groups there are of each (units, kind), of those that are pruned by default.
         removed: the share of the parameters that went.
-        difference: the largest difference of an output from the masked original, relative to its largest value.
+        difference: the largest difference of an output from the masked original, relative to its values.
         moved: the largest absolute difference from the original, relative to its largest output; 0 would prove nothing.
         plan: what was removed.
         compact: what is left.
