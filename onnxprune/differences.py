@@ -17,10 +17,14 @@ CONTRACTING = frozenset(
 )
 """Operators that sum over products of their first two inputs."""
 
-MANY_STEPS = frozenset(
-    {"Attention", "DecoderMaskedMultiHeadAttention", "GRU", "GroupQueryAttention", "LSTM", "MultiHeadAttention", "RNN"}
-)
+RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
+"""Operators that go on from their own results, which are no larger than one."""
+
+MANY_STEPS = RECURRENT | {"Attention", "DecoderMaskedMultiHeadAttention", "GroupQueryAttention", "MultiHeadAttention"}
 """Operators that compute with sums of their own, so that roundings add up inside."""
+
+AROUND_ONE = frozenset({"Celu", "Elu", "Erf", "Gelu", "Mish", "Selu", "Sigmoid", "Softplus", "Swish", "Tanh"})
+"""Functions that are computed from numbers around one, however small they are; vectors and remainders differ."""
 
 SUMMING = frozenset(
     {"AveragePool", "GlobalAveragePool", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean"}
@@ -77,7 +81,7 @@ def scale(array: np.ndarray) -> float:
 
 
 def noise(op: str, operands: Sequence[np.ndarray]) -> float:
-    """What sums of an operator may differ by although they are the same, because terms cancel.
+    """What results of an operator may differ by although they are the same, because larger terms cancel.
 
     Args:
         op: the operator.
@@ -85,4 +89,8 @@ def noise(op: str, operands: Sequence[np.ndarray]) -> float:
     """
     if op in CONTRACTING and len(operands) > 1:
         return NOISE * scale(operands[0]) * scale(operands[1])
+    if op in RECURRENT or op in AROUND_ONE:
+        return NOISE
+    if op in MANY_STEPS:
+        return NOISE * max(map(scale, operands), default=0.0)
     return NOISE * scale(operands[0]) if op in SUMMING and operands else 0.0

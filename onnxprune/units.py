@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.axes import Dim, Layout, Product, keep_mask, leaves, product, resolve
+from onnxprune.axes import Dim, Layout, Product, keep_mask, leaves, pieces, product, resolve
 from onnxprune.costs import Costs
 from onnxprune.errors import PlanError
 from onnxprune.graph import Graph
@@ -111,6 +111,28 @@ class Units:
                 found.setdefault(tensor, {})[i] = tuple(np.flatnonzero(extra).tolist())
         return dict(sorted(found.items()))
 
+    def vital(self) -> list[tuple[tuple[str, int], ...]]:
+        """Sets of units of which one at least must stay, or a tensor would have no position on an axis: (group, unit).
+
+        Only where a part of a group has an axis for itself, as behind a Slice; of a whole group one stays anyway.
+        """
+        first: dict[Dim, tuple[str, int]] = {}
+        for name, members in self.leaves.items():
+            starts = np.cumsum([0, *(leaf.size for leaf in members)])
+            first |= {leaf: (name, int(start)) for leaf, start in zip(members, starts, strict=False)}
+        partial = {leaf for members in self.leaves.values() if len(members) > 1 for leaf in members}
+        found: dict[frozenset[Dim], None] = {}
+        for axes in self.structure.axes.values():
+            for axis in axes:
+                parts = [[leaf for leaf in leaves(piece) if leaf in partial][:1] for piece in pieces(axis)]
+                together = frozenset(leaf for part in parts for leaf in part)
+                if together and all(parts) and not any(together.issuperset(m) for m in self.leaves.values()):
+                    found[together] = None
+        return [
+            tuple((first[leaf][0], first[leaf][1] + i) for leaf in together for i in range(leaf.size))
+            for together in found
+        ]
+
     def copies_of(self, changed: Collection[str]) -> dict[str, str]:
         """The origins of copies of constants that may come apart, since the origin or one of its copies changes."""
         copies = self.graph.copies
@@ -125,7 +147,7 @@ class Units:
             settings: how the plan was made.
 
         Raises:
-            PlanError: a group is unknown, has another size, or would lose all its units.
+            PlanError: a group is unknown, has another size, or would lose all its units, or a tensor all its positions.
         """
         for name, mask in keep.items():
             if name not in self.groups:
@@ -136,6 +158,9 @@ class Units:
                 raise PlanError(f"group '{name}' would lose all its {len(mask)} units; at least 1 must stay.")
         masks = self._masks(keep)
         shrunk, periods = self._shrunk(masks)
+        for tensor, by_axis in shrunk.items():
+            if not all(by_axis.values()):
+                raise PlanError(f"the plan leaves tensor '{tensor}' without positions; keep one of its units at least.")
         constants = self.graph.constants
         numbers = tuple(_written(self.structure.numbers, masks))
         computed = self.structure.computed

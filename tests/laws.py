@@ -33,6 +33,10 @@ def keeps(draw: st.DrawFn, units: Units) -> dict[str, np.ndarray]:
     for name, group in units.groups.items():
         kept = draw(st.sets(st.integers(0, group.size - 1), min_size=1, max_size=group.size))
         keep[name] = np.isin(np.arange(group.size), sorted(kept))
+    for places in units.vital():
+        if not any(keep[name][unit] for name, unit in places):
+            name, unit = places[0]
+            keep[name][unit] = True
     if all(mask.all() for mask in keep.values()):
         first = next(iter(keep))
         keep[first] = np.arange(len(keep[first])) > 0

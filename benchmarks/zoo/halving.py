@@ -47,7 +47,12 @@ def halves(units: Units, seed: int = 0) -> dict[str, np.ndarray]:
     """Random halves of all groups that are pruned by default."""
     generator = np.random.default_rng(seed)
     chosen = {name: group.size for name, group in units.groups.items() if not group.instead_of}
-    return {name: generator.permutation(n) < n - n // 2 for name, n in chosen.items()}
+    keep = {name: generator.permutation(n) < n - n // 2 for name, n in chosen.items()}
+    for places in units.vital():  # one of them must stay
+        if all(name in keep and not keep[name][unit] for name, unit in places):
+            name, unit = places[0]
+            keep[name][unit] = True
+    return keep
 
 
 def halve(model: bytes, feeds: Feeds, *, residual: bool = False, sample: Feeds | None = None) -> Halved:
