@@ -64,7 +64,7 @@ def test_a_wrong_weight_is_noticed_whatever_hides_it(name: str) -> None:
 
 def test_what_cannot_be_seen_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """With activations as they are alone, a layer that no input reaches hides what reads it."""
-    monkeypatch.setattr(proof_module, "_stirred", lambda array, *_: array)
+    monkeypatch.setattr(proof_module, "_moved", lambda array, *_: array)
     units, plan, compact = cut(networks()["a dead layer"]())
     found = prove(units, plan, compact, [inputs(units)])
     assert found.unseen == {"w2": "it reads nothing but zeros"}
