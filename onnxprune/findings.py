@@ -102,6 +102,8 @@ class Proof:
         weights: weights that were cut; each was spoiled a little, to see whether that would be noticed.
         unseen: those of which it would not have been, and why.
         random: outputs that are other numbers in every run, which cannot be compared.
+        moved: outputs that ONNX Runtime's optimizations change, and by how much, None where other classes come out, or
+            what is no number; without them they are equal.
     """
 
     difference: float
@@ -110,6 +112,7 @@ class Proof:
     weights: int
     unseen: Mapping[str, str] = field(default_factory=dict)
     random: tuple[str, ...] = ()
+    moved: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,9 @@ def unproved(proof: Proof) -> list[str]:
     notes = []
     if proof.random:
         notes.append(f"Outputs that are other numbers in every run could not be compared: {', '.join(proof.random)}.")
+    for name, by in proof.moved.items():
+        much = f"by {by:.2g} of its values" if by is not None else "to other classes, or what is no number"
+        notes.append(f"ONNX Runtime's optimizations move output '{name}' {much}; without them it is equal.")
     reasons: dict[str, list[str]] = {}
     for weight, because in proof.unseen.items():
         reasons.setdefault(because, []).append(weight)
