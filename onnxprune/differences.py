@@ -63,8 +63,8 @@ def difference(expected: np.ndarray, found: np.ndarray, *, noise: float = 0.0) -
     by = np.abs(expected - found)
     if not by.any():
         return 0.0
-    size = np.maximum(np.abs(expected), usual(expected)) + noise
-    return float(np.max(by / np.maximum(size, 1e-300).astype(np.float64), initial=0.0))
+    size = np.maximum(np.abs(expected), usual(expected)).astype(np.float64) + noise
+    return float(np.max(by / np.maximum(size, 1e-300), initial=0.0))
 
 
 def usual(array: np.ndarray) -> float:
