@@ -81,7 +81,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs a command."""
-        with ctx.scope(), _streams(outcome), _terminable():
+        with _streams(outcome), _terminable():
             try:
                 return super().invoke(ctx)
             except OnnxPruneError as error:

@@ -122,8 +122,6 @@ def _check_writable(path: Path) -> None:
             journal.end()
     except OSError as error:
         raise OutputError(f"{folder} is not writable ({error.strerror}); give another output path.") from error
-    finally:
-        journal.end()
 
 
 def _pattern(source: object) -> str:

@@ -14,6 +14,7 @@ from builders import Net
 from commands import refused, run
 from onnxprune.errors import OutputError
 from onnxprune.graph import load
+from onnxprune.journal import Journal
 from onnxprune.recovery import Execution, Training, recover
 
 READ = {
@@ -188,6 +189,18 @@ def test_what_no_result_can_be_put_to(command: tuple[object, ...], option: str) 
     assert f"error: {'x' * 300} cannot be written: File name too long." == refused(*command, option, "x" * 300)
     assert refused(*command, option, "d.npz/x") == "error: d.npz/x cannot be written: Not a directory."
     Path("pipe").unlink()
+
+
+@pytest.mark.parametrize(("command", "option"), OPTIONS)
+def test_a_file_system_is_read_only(command: tuple[object, ...], option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(*arguments: object, **options: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "start", read_only)
+        patch.setattr(Path, "unlink", read_only)  # says so of files that are not there, too
+        said = refused(*command, option, "there/x")
+    assert " is not writable (Read-only file system); give another output path." in said
 
 
 @pytest.mark.parametrize("option", ["-o", "--export", "--checkpoint"])

@@ -54,7 +54,10 @@ def step_of(line: bytes) -> int | None:
 
 def is_log(path: Path) -> bool:
     """Whether a file is a log of losses: some line of it can be read, or it is empty."""
-    lines = path.read_bytes().splitlines()
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError:
+        return False
     return not lines or any(step_of(line) is not None for line in lines)
 
 
