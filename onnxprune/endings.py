@@ -179,5 +179,5 @@ def saving(*, force: bool, models: Sequence[Path] = ()) -> Iterator[Results]:
             yield results
     finally:
         outcome().written += results.written
-        for path in results.written:
-            log.info("wrote %s", path)
+        for path, weights in results.written.items():
+            log.info("wrote %s%s", path, f", its weights in {weights}" if weights else "")

@@ -40,7 +40,7 @@ class Results:
     ends with an exception, interruption included, the paths stay as they were.
 
     Attributes:
-        written: the paths that got their files.
+        written: the paths that got their files, and the name of the file with the weights of each, or "".
     """
 
     def __init__(self, *, force: bool = True, models: Sequence[Path] = ()) -> None:
@@ -50,7 +50,7 @@ class Results:
             force: whether files that exist are replaced.
             models: models that the run reads; their data stay, whoever else used them.
         """
-        self.written: list[Path] = []
+        self.written: dict[Path, str] = {}
         self._force, self._models = force, tuple(models)
         self._pending: list[Pending] = []
 
@@ -118,7 +118,7 @@ class Results:
                 pending.leave()
             for pending in self._pending:
                 pending.discard()
-            self.written = [pending.path for pending in self._pending if pending.arrived]
+            self.written = {pending.path: pending.beside for pending in self._pending if pending.arrived}
         if isinstance(error, OSError):
             raise self._failed(latest, error) from error
 
@@ -134,11 +134,12 @@ class Pending:
     Attributes:
         path: its name in the end.
         arrived: whether it is there.
+        beside: the name of the file that holds the weights of a model; "" where they are in it.
     """
 
     def __init__(self, path: Path) -> None:
         """Creates nothing."""
-        self.path, self.arrived = path, False
+        self.path, self.arrived, self.beside = path, False, ""
         self._journal = Journal(path)
         self._file: BinaryIO | None = None
         self._committing = False
@@ -237,10 +238,11 @@ class PendingModel(Pending):
         with self._journal.folder.alone():
             for data in self._replaced():
                 if self._is_mine(data) and self._equal(data):
-                    self._used = data
+                    self._used, self.beside = data, data.name
                     return data.name
             for name in data_names(self.path.name, self.weights.checksum()):
                 if self._take(self.path.with_name(name)):
+                    self.beside = name
                     return name
         raise OutputError(f"the names for the weights of {self.path} are taken; give another name.")
 
@@ -270,11 +272,10 @@ class PendingModel(Pending):
 
     def _prepare(self) -> None:
         """Says which data go when the model has its name: those that only the model before it needed."""
-        if self._used is not None and not self._used.exists():  # another run has replaced the model that had them
-            self._take(self._used)
-        elif self._used is not None and not self._equal(self._used):
+        used = self._used  # which another run may have removed in the meantime
+        if used is not None and not self._take(used) and not self._equal(used):
             raise OutputError(f"another run writes {self.path} at the same time; run this one again.")
-        before = [data for data in self._replaced() if data != self._used]
+        before = [data for data in self._replaced() if data != used]
         mine = [data for data in before if self._is_mine(data)]
         for data in before:
             if data not in mine and data.is_file():

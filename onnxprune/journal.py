@@ -137,12 +137,18 @@ class Journal:
 
     def end(self) -> None:
         """Removes it and the other temporary files, the journal last."""
-        for part in ("file", "data", ""):
+        for part in ("file", "data"):
             self.name(part).unlink(missing_ok=True)
-        if self._file is not None:
-            with contextlib.suppress(OSError):  # what it would say is of no interest any more
-                self._file.close()
+        if sys.platform == "win32":  # where no open file can be removed, and elsewhere no lock be given up before
+            self._close()
+        self.name().unlink(missing_ok=True)
+        self._close()
         self.ended = True
+
+    def _close(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # what it would still say is of no interest
+                self._file.close()
 
 
 def settle(path: Path) -> None:

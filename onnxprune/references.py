@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,9 @@ from onnxprune.checksums import checksum
 if TYPE_CHECKING:
     import onnx
     from google.protobuf.message import Message
+
+MODELS = re.compile(r".*\.onnx(?![._-]data)(?!.*\.(data|tmp)$).*", re.DOTALL)
+"""Names of models and their copies, such as `model.onnx.bak`, but not of their data."""
 
 LONGEST = 220
 """Bytes of a file's name to which others can be added that are put beside it; names end at 255 bytes."""
@@ -88,7 +92,7 @@ def mentioned(name: str, folder: Path, besides: Path) -> bool:
     """
     try:
         for entry in folder.iterdir():
-            if ".onnx" not in entry.name or entry.suffix in (".data", ".tmp") or entry.name in (name, besides.name):
+            if not MODELS.fullmatch(entry.name) or entry.name in (name, besides.name):
                 continue
             if not entry.is_file() or not entry.stat().st_size:
                 continue

@@ -21,7 +21,7 @@ from onnxprune.checksums import checksum, checksum_of
 from onnxprune.errors import OutputError
 from onnxprune.files import Results, remove, write
 from onnxprune.graph import Graph, load
-from onnxprune.references import data_of
+from onnxprune.references import data_of, mentioned
 
 TESTS = Path(__file__).parent
 HERE = {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "PATH": os.environ["PATH"]}
@@ -158,6 +158,19 @@ def test_names_of_other_data_may_end_alike(tmp_path: Path) -> None:
     assert not (tmp_path / "x.onnx.data").exists() and (tmp_path / "max.onnx.data").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        *((name, True) for name in ("a.onnx", "a.onnx.bak", "a.onnx.1", "a.b.onnx~", "a.onnx\n")),
+        *((name, False) for name in ("a.onnx.data", "a.onnx_data", "a.onnx_data_1", ".a.onnx.0123abcd.file.tmp")),
+        *((name, False) for name in ("a.onnx.0123abcd.data", "a.txt", "onnx")),
+    ],
+)
+def test_where_other_models_are_looked_for(name: str, found: bool, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"...model.onnx.data...")
+    assert mentioned("model.onnx.data", tmp_path, tmp_path / "model.onnx") == found
+
+
 def test_a_model_is_not_written_over_its_own_weights(tmp_path: Path) -> None:
     graph = model(tmp_path / "model.onnx", 0, "weights.onnx")
     before = weights(tmp_path / "model.onnx")
@@ -252,7 +265,7 @@ def test_results_are_written_together_or_not_at_all(tmp_path: Path) -> None:
     with Results() as results:
         write(paths[0], "text", results)
         graph.save(paths[1], results)
-    assert tuple(results.written) == paths
+    assert results.written == {paths[0]: "", paths[1]: "model.onnx.data"}
     assert names(tmp_path) == {"elsewhere", "plan.json", "model.onnx", "model.onnx.data"}
 
 
