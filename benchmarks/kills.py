@@ -2,16 +2,18 @@
 
     python benchmarks/kills.py [KILLS]
 
-takes about ten minutes with 200 kills. One half of them are spread evenly over the time that a save takes, the other
-half over the moments around its renames, which begin when the new data get their name. After each kill the model has
-to load, in onnx and in ONNX Runtime, with weights that are bit by bit the old or the new ones; then the next run
-writes the new model again, and nothing but the model and its data may be left.
+takes about a quarter of an hour with 200 kills while it writes; those that come too late do not count. One half of
+them are spread evenly over the time that a save takes, the other half over the moments around its renames, which begin
+when the new data get their name. After each kill the model has to load, in onnx and in ONNX Runtime, with weights that
+are bit by bit the old or the new ones; then the next run writes the new model again, and nothing but the model and its
+data may be left.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import random
 import subprocess
 import sys
@@ -37,12 +39,12 @@ sys.stdin.readline()
 graph.save(sys.argv[2])
 print("saved", flush=True)
 """
+END = "after the end"
 PHASES = {
-    "before anything was written": "the old model and its data",
-    "while weights were written": "temporary files beside them",
+    "while files were written": "the old model and its data, and temporary files",
     "between the names of data and model": "the new data, too",
     "between the name of the model and the end": "the new model, and the old data or a journal",
-    "after the end": "the new model and its data",
+    END: "the new model and its data",
 }
 
 
@@ -69,22 +71,23 @@ def digest(path: Path) -> str:
     return found.hexdigest()
 
 
-def names(folder: Path) -> set[str]:
-    """What is in a folder."""
-    return {path.name for path in folder.iterdir()}
+def files(folder: Path) -> set[tuple[str, int]]:
+    """What is in a folder: names, and which file each of them is of."""
+    with os.scandir(folder) as entries:
+        return {(entry.name, entry.inode()) for entry in entries}
 
 
-def is_named(folder: Path, before: set[str]) -> bool:
+def is_named(folder: Path, before: set[tuple[str, int]]) -> bool:
     """Whether the new data have their name."""
-    return any(name.endswith(".data") for name in names(folder) - before)
+    return any(name.endswith(".data") for name, _ in files(folder) - before)
 
 
-def phase(before: set[str], left: set[str], *, new: bool) -> str:
+def phase(before: set[tuple[str, int]], left: set[tuple[str, int]], *, new: bool) -> str:
     """How far a writer had come, to judge by what it left."""
     phases = list(PHASES)
     if new:
-        return phases[4 if len(left) == 2 else 3]
-    return phases[2 if any(name.endswith(".data") for name in left - before) else 1 if left != before else 0]
+        return phases[3 if len(left) == 2 else 2]
+    return phases[1 if any(name.endswith(".data") for name, _ in left - before) else 0]
 
 
 def save(graph: Path, path: Path) -> tuple[subprocess.Popen[str], float]:
@@ -102,9 +105,9 @@ def save(graph: Path, path: Path) -> tuple[subprocess.Popen[str], float]:
 
 def main() -> None:
     """Writes, kills, checks, writes again."""
-    kills = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    wanted = int(sys.argv[1]) if len(sys.argv) > 1 else 200
     generator = random.Random(0)
-    with tempfile.TemporaryDirectory(dir=Path(__file__).parents[1]) as name:
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "out"
         folder.mkdir()
         models = [Path(name) / f"{letter}.onnx" for letter in "ab"]
@@ -114,7 +117,7 @@ def main() -> None:
         path = onnxprune.load(models[0]).save(folder / "model.onnx")
         now, whole, named = 0, [], []
         for _ in range(4):  # how long a save takes, and when in it the data get their name
-            now, before = 1 - now, names(folder)
+            now, before = 1 - now, files(folder)
             process, start = save(models[now], path)
             while not is_named(folder, before):
                 time.sleep(0.0005)
@@ -126,10 +129,10 @@ def main() -> None:
         length, renames = max(whole), max(a - b for a, b in zip(whole, named, strict=True))
         print(f"a save takes {length:.2f} s, the end of it, from the name of its data on, {1000 * renames:.0f} ms")
         reached, right, clean = Counter(), Counter(), Counter()
-        for i in range(kills):
-            other, before = 1 - now, names(folder)
+        while reached.total() - reached[END] < wanted:
+            other, before = 1 - now, files(folder)
             process, start = save(models[other], path)
-            if i % 2:
+            if reached.total() % 2:
                 while not is_named(folder, before) and process.poll() is None:
                     time.sleep(0.0001)
                 time.sleep(generator.random() * renames)
@@ -137,7 +140,7 @@ def main() -> None:
                 time.sleep(generator.random() * length)
             process.kill()
             process.wait()
-            left, found = names(folder), None
+            left, found = files(folder), None
             with contextlib.suppress(Exception):  # whatever does not load is counted
                 found = digest(path)
             new = found == digests[other]
@@ -146,21 +149,20 @@ def main() -> None:
             right[at] += found in digests
             process, start = save(models[other], path)
             assert process.wait() == 0
-            clean[at] += len(names(folder)) == 2 and digest(path) == digests[other]
+            clean[at] += len(files(folder)) == 2 and digest(path) == digests[other]
             now = other
-            print(f"{i + 1}: {at}, {'whole' if found in digests else 'BROKEN'}", flush=True)
+            print(f"{reached.total()}: {at}, {'whole' if found in digests else 'BROKEN'}", flush=True)
     rows: list[list[object]] = [
         ["killed", "the folder then has", "kills", "old or new, bit by bit", "clean after the next run"]
     ]
     rows += [[at, what, reached[at], right[at], clean[at]] for at, what in PHASES.items()]
-    rows.append(["in all", "", kills, sum(right.values()), sum(clean.values())])
-    window = sum(reached[at] for at in list(PHASES)[1:4])
+    rows.append(["in all", "", reached.total(), right.total(), clean.total()])
     publish(
         "kills.py",
         "## Killed while a model is written",
         f"A model with {LAYERS * WIDTH * WIDTH * 4 >> 20} MiB of external data, written over another one by "
-        f"`Graph.save`, which is killed (SIGKILL) at a random moment, {window} of {kills} times while it writes. Then "
-        "it has to load in onnx and in ONNX Runtime with the weights of the old or of the new model.",
+        f"`Graph.save`, which is killed (SIGKILL) at a random moment, {wanted} times while it writes, else too late. "
+        "Then it has to load in onnx and in ONNX Runtime with the weights of the old or of the new model.",
         table(rows),
     )
 

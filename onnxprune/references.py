@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 MODELS = re.compile(r".*\.onnx(?![._-]data)(?!.*\.(data|tmp)$).*", re.DOTALL)
 """Names of models and their copies, such as `model.onnx.bak`, but not of their data."""
 
+KEY = "location"
+"""Under which a tensor names the file with its data."""
+
+LARGEST = 1 << 31
+"""Bytes that a model has less than."""
+
 LONGEST = 220
 """Bytes of a file's name to which others can be added that are put beside it; names end at 255 bytes."""
 
@@ -54,7 +60,7 @@ def locations(model: onnx.ModelProto) -> set[str]:
         entry.value
         for tensor in _tensors(model)
         for entry in tensor.external_data
-        if entry.key == "location" and entry.value and "\0" not in entry.value
+        if entry.key == KEY and entry.value and "\0" not in entry.value
     }
 
 
@@ -64,10 +70,20 @@ def data_of(path: Path) -> list[Path]:
     from google.protobuf.message import DecodeError
 
     try:
+        if not _holds(path, KEY.encode()):  # most models say so without being parsed
+            return []
         model = onnx.ModelProto.FromString(path.read_bytes())
     except (OSError, DecodeError):
         return []
     return [path.parent / location for location in sorted(locations(model))]
+
+
+def _holds(path: Path, text: bytes) -> bool:
+    """Whether some bytes are somewhere in a file that is small enough for a model."""
+    if not path.is_file() or not 0 < path.stat().st_size < LARGEST:
+        return False
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(text) >= 0
 
 
 def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
@@ -94,10 +110,7 @@ def mentioned(name: str, folder: Path, besides: Path) -> bool:
         for entry in folder.iterdir():
             if not MODELS.fullmatch(entry.name) or entry.name in (name, besides.name):
                 continue
-            if not entry.is_file() or not entry.stat().st_size:
-                continue
-            with entry.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                found = content.find(name.encode(errors="surrogateescape")) >= 0
+            found = _holds(entry, name.encode(errors="surrogateescape"))
             theirs = {data.name for data in data_of(entry)} if found else set()
             if found and (name in theirs or not theirs):  # names of other files may end alike
                 return True

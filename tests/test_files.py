@@ -171,6 +171,28 @@ def test_where_other_models_are_looked_for(name: str, found: bool, tmp_path: Pat
     assert mentioned("model.onnx.data", tmp_path, tmp_path / "model.onnx") == found
 
 
+def test_data_are_found_wherever_a_model_has_tensors(tmp_path: Path) -> None:
+    """In initializers, sparse ones, attributes, bodies and functions; what is no model has none."""
+    found = network(0)
+    tensors = [onnx.TensorProto(name=name, data_type=1, dims=[1]) for name in "abcde"]
+    for tensor in tensors:
+        tensor.external_data.add(key="location", value=f"{tensor.name}.bin")
+    body = onnx.helper.make_graph([onnx.helper.make_node("Constant", [], ["b"], value=tensors[1])], "body", [], [])
+    found.graph.initializer.append(tensors[0])
+    found.graph.node.append(onnx.helper.make_node("If", ["x0"], ["y"], then_branch=body, else_branch=body))
+    found.graph.sparse_initializer.append(onnx.SparseTensorProto(values=tensors[2], indices=tensors[3]))
+    nodes = [onnx.helper.make_node("Constant", [], ["e"], value=tensors[4])]
+    found.functions.append(onnx.helper.make_function("d", "f", [], ["e"], nodes, []))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(found.SerializeToString())
+    assert [data.name for data in data_of(path)] == [f"{name}.bin" for name in "abcde"]
+    (tmp_path / "text").write_bytes(b"the location of nothing")
+    (tmp_path / "empty").touch()
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(1 << 32)
+    assert not any(data_of(tmp_path / name) for name in ("text", "empty", "large", "none", "."))
+
+
 def test_a_model_is_not_written_over_its_own_weights(tmp_path: Path) -> None:
     graph = model(tmp_path / "model.onnx", 0, "weights.onnx")
     before = weights(tmp_path / "model.onnx")
