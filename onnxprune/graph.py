@@ -116,6 +116,17 @@ class Graph:
                 tensor.values = values[name]
         return graph
 
+    def with_biases(self, biases: Mapping[str, np.ndarray]) -> Graph:
+        """The same graph with other biases, (outputs,), for some Conv and Gemm, by their first outputs."""
+        graph = self.copy() if biases else self
+        for node in graph.nodes if biases else ():
+            array = biases.get(first_output(node))
+            if array is not None and bias_of(node):
+                graph.constants[bias_of(node)] = node.inputs[2].values = array
+            elif array is not None:
+                graph.add_input(node, 2, array)
+        return graph
+
     def with_frozen(self, values: Mapping[str, np.ndarray]) -> Graph:
         """The same graph, some computed tensors replaced by constants and what only they needed removed."""
         graph = self.copy()
@@ -173,20 +184,6 @@ class Graph:
             node.inputs.append(gs.Variable.empty())
         node.inputs[index] = gs.Constant(name, array)
 
-    def add_to_bias(self, node: gs.Node, shift: np.ndarray) -> str:
-        """Adds to the bias of a Conv or Gemm of this graph, which gets one if it has none. Edits the graph.
-
-        Returns:
-            The name of the bias.
-        """
-        if len(node.inputs) > 2 and node.inputs[2].name:
-            bias = node.inputs[2]
-            bias.values = (bias.values + shift).astype(bias.values.dtype)
-            self.constants[bias.name] = bias.values
-        else:
-            self.add_input(node, 2, shift.astype(node.inputs[1].values.dtype))
-        return str(node.inputs[2].name)
-
     def with_shapes(self, sizes: Mapping[str, Mapping[int, int | None]]) -> Graph:
         """The same graph, its declared shapes corrected: `sizes[tensor][axis]`, None where it varies."""
         import onnx
@@ -221,7 +218,15 @@ class Graph:
 
     def parts(self) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
         """The model, of a large one with references in the place of large weights, and those weights, not copied."""
-        model, arrays = export(self.gs, self.source, self.constants, self.copies)
+        model, arrays = self.skeleton()
+        return model, self.filled(model, arrays)
+
+    def skeleton(self) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+        """The model without the data of its initializers, and those data by name, not copied."""
+        return export(self.gs, self.source, self.constants, self.copies)
+
+    def filled(self, model: onnx.ModelProto, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Puts data into the initializers of a message of this model; gives those that are too large, not copied."""
         least = SHARED_MINIMUM if self.nbytes > LARGE else INLINE_LIMIT
         shared = {}
         for tensor in model.graph.initializer:
@@ -231,7 +236,7 @@ class Graph:
                 shared[tensor.name] = array
             elif array is not None:
                 fill(tensor, array)
-        return model, shared
+        return shared
 
     def message(
         self,
@@ -282,7 +287,7 @@ class Graph:
         if not self.external and self.nbytes <= INLINE_LIMIT:
             pending.file.write(self.proto().SerializeToString(deterministic=True))
             return path
-        model, arrays = export(self.gs, self.source, self.constants, self.copies)
+        model, arrays = self.skeleton()
         put_outside(model, arrays, pending, EXTERNAL_MINIMUM)
         pending.file.write(model.SerializeToString(deterministic=True))
         return path
@@ -291,6 +296,11 @@ class Graph:
 def first_output(node: gs.Node) -> str:
     """The name of the first output that a node gives, by which the node is known; leading ones may be left out."""
     return next((str(tensor.name) for tensor in node.outputs if tensor.name), "")
+
+
+def bias_of(node: gs.Node) -> str:
+    """The bias of a Conv or Gemm, "" where it has none."""
+    return str(node.inputs[2].name) if len(node.inputs) > 2 else ""
 
 
 def load(path: Path | str) -> Graph:
