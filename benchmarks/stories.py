@@ -22,7 +22,7 @@ import torch
 
 import onnxprune
 from onnxprune.criteria import CRITERIA
-from onnxprune.files import replacing
+from onnxprune.files import Results
 from onnxprune.grouping import find_units
 from onnxprune.runtime import Session
 from reference import file
@@ -111,8 +111,8 @@ def told() -> np.ndarray:
             begun = int(generator.integers(1, LONGEST))
             beginnings = [chosen[i][:begun] for i in generator.integers(0, len(chosen), AT_ONCE)]
             rows.append(net.tell(torch.tensor(beginnings), CUT, torch.Generator().manual_seed(number)).numpy())
-        with replacing(path) as (file,):
-            np.save(file, np.concatenate(rows).astype(np.int16))
+        with Results() as results:
+            np.save(results.open(path), np.concatenate(rows).astype(np.int16))
     return np.load(path).astype(np.int64)
 
 
@@ -202,7 +202,7 @@ def recovered(found: onnxprune.Pruned, original: onnxprune.Graph) -> list[onnxpr
                 training=stage.training,
                 augment=None if stage.alone else window,
                 execution=onnxprune.Execution(
-                    checkpoint=checkpoint, resume=checkpoint.exists(), losses=CACHE / f"{key}.jsonl"
+                    checkpoint=checkpoint, resume=checkpoint.exists(), losses=CACHE / f"{key}.jsonl", force=True
                 ),
             ).save(done)
         graphs.append(onnxprune.load(done))

@@ -16,12 +16,12 @@ import click
 
 from onnxprune import __version__
 from onnxprune.criteria import CRITERIA
+from onnxprune.endings import Commands, how_to_go_on, saving
 from onnxprune.errors import GoalMissed
-from onnxprune.files import check_output
+from onnxprune.paths import Inputs, Output, beside, check_paths
 from onnxprune.terminal import (
     RECOVERY_SECTIONS,
     Bar,
-    Commands,
     allow_io,
     as_json,
     feeding_of,
@@ -107,20 +107,21 @@ def score(
     """
     from onnxprune import pipeline, report
 
-    for path in filter(None, (output, moments)):
-        check_output(path, force=force)
+    outputs = [Output(role, path) for role, path in {"-o": output, "--moments": moments}.items() if path]
+    check_paths(outputs, Inputs({"the model": model}, {"--data": data}), force=force)
     bar = Bar()
     ranking, feeding = ranking_of(values), feeding_of(values)
     scored = pipeline.score(
         model, data, ranking=ranking, feeding=feeding, progress=bar, residual=residual, allow_io=allow_io
     )
     bar.close()
-    if output:
-        scored.scores.save(output)
-    if moments:
-        scored.moments.save(moments)
+    note(scored.notes)
+    with saving(force=force) as results:
+        if moments:
+            scored.moments.save(moments, results)
+        if output:
+            scored.scores.save(output, results)
     click.echo(report.scores_json(scored.scores) if as_json else report.scored(scored.units, scored.scores))
-    note(scored.notes, [path for path in (output, moments) if path])
 
 
 @main.command()
@@ -171,9 +172,9 @@ def prune(
     given: list[Any] = [(kind, share) for kind, share in shares.items() if share is not None]
     if len(given) != 1:
         raise click.UsageError("give one of --ratio, --macs and --units, such as --ratio 0.4.")
-    output = output or model.with_name(f"{model.stem}.pruned.onnx")
-    for path in filter(None, (output, plan)) if not dry_run else ():
-        check_output(path, force=force)
+    output = output or beside(model, "pruned")
+    outputs = [Output("-o", output, model=True), *([Output("--plan", plan)] if plan else [])]
+    check_paths(() if dry_run else outputs, Inputs({"the model": model}, {"--data": data}), force=force)
     limits = Limits(values["allocation"], values["round_to"], values["floor"], values["only"], values["skip"])
     flags = values["refit"], not values["no_latency"], values["residual"], values["allow_io"]
     method = pipeline.Method(values["rounds"], limits, *flags)
@@ -188,17 +189,15 @@ def prune(
         progress=bar,
     )
     bar.close()
-    written = []
     if not dry_run:
-        written.append(pruned.graph.save(output))
-        if plan:
-            pruned.plan.save(plan)
-            written.append(plan)
+        with saving(force=force) as results:
+            if plan:
+                pruned.plan.save(plan, results)
+            pruned.graph.save(output, results)
     if as_json:
         click.echo(pruned.report.to_json())
     else:
         click.echo(report.groups(pruned.report.groups) + "\n\n" + report.summary(pruned.report))
-    note((), written)
 
 
 @main.command(cls=sections(RECOVERY_SECTIONS))
@@ -243,15 +242,16 @@ def recover(
         return
     if data is None:
         raise click.UsageError("there is nothing to train on; give --data, or --check to see what would train.")
-    output = output or model.with_name(f"{model.stem}.recovered.onnx")
+    output = output or beside(model, "recovered")
     fresh = output.with_name(f"{output.stem}.torch.onnx")
     checkpoint = checkpoint or output.with_name(output.name + ".ckpt")
-    for path in (output, fresh) if export else (output,):
-        check_output(path, force=force or values["resume"])
-    check_output(checkpoint, force=True)
-    training, watch, execution = recovery_of(values, checkpoint)
-    if execution.losses:
-        check_output(execution.losses, force=force or execution.resume)
+    training, watch, execution = recovery_of(values, checkpoint, force=force)
+    if recovery.is_writer():
+        inputs = recovery.files_read(model, data, teacher, plan, augment, training, watch, execution)
+        outputs = [Output("-o", output, model=True)]
+        outputs += [Output("--export", fresh, model=True)] if export else []
+        recovery.check_files(inputs, execution, outputs)
+        how_to_go_on(checkpoint, execution)
     bar = Bar()
     missed = None
     try:
@@ -270,11 +270,13 @@ def recover(
         graph, missed = error.graph, error
     bar.close()
     if recovery.is_writer():
-        written = [graph.save(output)]
+        read = [model, *([teacher] if teacher else [])]
+        with saving(force=force, models=read) as results:
+            graph.save(output, results)
         if export:
-            written.append(recovery.export_fresh(graph, fresh, data))
-        checkpoint.unlink(missing_ok=True)
-        note((), written)
+            with saving(force=force, models=read) as results:
+                recovery.export_fresh(graph, fresh, data, results)
+        recovery.remove_checkpoint(checkpoint)
     if missed is not None:
         raise missed
 
@@ -344,8 +346,8 @@ def study(
     from onnxprune.selection import Budget
     from onnxprune.trials import study
 
-    if output:
-        check_output(output, force=force)
+    inputs = Inputs({"the model": model}, {"--data": data, "--eval": test})
+    check_paths([Output("-o", output)] if output else [], inputs, force=force)
     bar = Bar()
     found = study(
         model,
@@ -359,11 +361,11 @@ def study(
         progress=bar,
     )
     bar.close()
-    if output:
-        found.save(output)
+    with saving(force=force) as results:
+        if output:
+            found.save(output, results)
     rows = [(t.share, t.criterion, t.reverse, t.refit, t.removed, t.quality) for t in found.trials]
     click.echo(found.to_json() if as_json else report.trials(rows))
-    note((), [output] if output else [])
 
 
 @main.command()

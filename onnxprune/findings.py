@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onnxprune.files import write
+from onnxprune.files import Results, write
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +157,6 @@ class Report:
         found = {"schema": "onnxprune.report/1", "verified": self.verified, **asdict(self)}
         return json.dumps(found, indent=1, sort_keys=True, allow_nan=False)
 
-    def save(self, path: Path) -> None:
-        """Writes the report as JSON."""
-        write(Path(path), self.to_json() + "\n")
+    def save(self, path: Path, results: Results | None = None) -> None:
+        """Writes the report as JSON, together with other `results` where these are given."""
+        write(Path(path), self.to_json() + "\n", results)

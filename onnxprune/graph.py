@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxprune.errors import ModelError
-from onnxprune.files import replacing
+from onnxprune.files import Results
 from onnxprune.precision import is_floating
 from onnxprune.sharing import captured_names, unshare
-from onnxprune.writing import Message, constant_of, export, fill, refer
+from onnxprune.writing import Message, constant_of, export, fill, put_outside, refer
 
 if TYPE_CHECKING:
     import onnx
@@ -53,6 +53,7 @@ class Graph:
         copies: for each constant that un-sharing added, the name of the one it was copied from.
         external: whether the file kept its weights outside.
         sha256: of the model file, in hexadecimal; a plan names its model by it.
+        path: of that file; None where there was none.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Graph:
         self.copies = dict(copies)
         self.external = external
         self.sha256 = sha256
+        self.path: Path | None = None
 
     @property
     def nodes(self) -> list[gs.Node]:
@@ -99,9 +101,11 @@ class Graph:
 
     def copy(self) -> Graph:
         """A graph whose nodes can be edited without touching this one; arrays are shared."""
-        return Graph(
+        graph = Graph(
             self.gs.copy(), self.source, self.constants, self.copies, external=self.external, sha256=self.sha256
         )
+        graph.path = self.path
+        return graph
 
     def with_constants(self, values: Mapping[str, np.ndarray]) -> Graph:
         """The same graph with other values for some constants."""
@@ -261,29 +265,31 @@ class Graph:
                 model.graph.output.add(name=name)
         return Message.of(model, shared, single=single)
 
-    def save(self, path: Path | str) -> Path:
-        """Writes the model; weights go to `<name>.data` beside it where the source had them outside.
+    def save(self, path: Path | str, results: Results | None = None) -> Path:
+        """Writes the model, replacing one that has the name.
+
+        Where the source had its weights outside, or they are too many for one message, they go beside it: to
+        `<name>.data` where there is no such file yet, else to `<name>.<checksum>.data`. Data of the model that is
+        replaced are removed if they are named after it and nothing else refers to them.
+
+        Args:
+            path: where to.
+            results: others that are written together with it.
 
         Raises:
             OutputError: the file cannot be written; nothing is changed then.
         """
         path = Path(path)
+        if results is None:
+            with Results() as results:
+                return self.save(path, results)
+        pending = results.open_model(path, self.path)
         if not self.external and self.nbytes <= INLINE_LIMIT:
-            with replacing(path) as (file,):
-                file.write(self.proto().SerializeToString(deterministic=True))
+            pending.file.write(self.proto().SerializeToString(deterministic=True))
             return path
-        data = path.with_name(path.name + ".data")
-        with replacing(data, path) as (weights, file):
-            model, arrays = self.skeleton()
-            for tensor in model.graph.initializer:
-                array = arrays.get(tensor.name, np.zeros(0))
-                if array.nbytes >= EXTERNAL_MINIMUM:
-                    weights.write(b"\0" * (-weights.tell() % 4096))  # page-aligned, so that runtimes can map it
-                    refer(tensor, data.name, weights.tell(), array.nbytes)
-                    np.ascontiguousarray(array).tofile(weights)
-                elif tensor.name in arrays:
-                    fill(tensor, array)
-            file.write(model.SerializeToString(deterministic=True))
+        model, arrays = self.skeleton()
+        put_outside(model, arrays, pending, EXTERNAL_MINIMUM)
+        pending.file.write(model.SerializeToString(deterministic=True))
         return path
 
 
@@ -317,7 +323,9 @@ def load(path: Path | str) -> Graph:
         raise ModelError(f"{path} is no ONNX model, or it is truncated; export it again.") from error
     if not model.ir_version or not model.graph.output:
         raise ModelError(f"{path} is no ONNX model: it declares no graph with outputs; export it again.")
-    return from_proto(model, folder=path.parent, sha256=hashlib.sha256(data).hexdigest())
+    graph = from_proto(model, folder=path.parent, sha256=hashlib.sha256(data).hexdigest())
+    graph.path = path.absolute()
+    return graph
 
 
 def from_proto(model: onnx.ModelProto, *, folder: Path | None = None, sha256: str | None = None) -> Graph:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.errors import DataError, PlanError
-from onnxprune.files import replacing, write
+from onnxprune.files import Results, write, write_arrays
 
 MASK = "attention_mask"
 """The input that is 0 at tokens that do not count, (samples, tokens)."""
@@ -178,13 +178,12 @@ class Moments:
     high: Mapping[str, np.ndarray]
     source: str = ""
 
-    def save(self, path: Path) -> None:
-        """Writes an .npz file."""
-        with replacing(Path(path)) as (file,):
-            sites = sorted(self.count)
-            arrays: dict[str, Any] = {f"{k}/{key}": getattr(self, k)[key] for k in _TABLES for key in sites}
-            arrays |= {"sites": sites, "count": [self.count[key] for key in sites], "source": self.source}
-            np.savez(file, **arrays)
+    def save(self, path: Path, results: Results | None = None) -> None:
+        """Writes an .npz file, together with other `results` where these are given."""
+        sites = sorted(self.count)
+        arrays: dict[str, Any] = {f"{k}/{key}": getattr(self, k)[key] for k in _TABLES for key in sites}
+        arrays |= {"sites": sites, "count": [self.count[key] for key in sites], "source": self.source}
+        write_arrays(Path(path), arrays, results)
 
     @classmethod
     def load(cls, path: Path) -> Moments:
@@ -217,12 +216,16 @@ class Scores:
     by_group: Mapping[str, np.ndarray]
     notes: Mapping[str, str] = field(default_factory=dict)
 
-    def save(self, path: Path) -> None:
-        """Writes an .npz file: `scores/<group>` for each group, the criterion and the notes."""
-        with replacing(Path(path)) as (file,):
-            arrays: dict[str, Any] = {f"scores/{name}": array for name, array in sorted(self.by_group.items())}
-            arrays |= {"criterion": self.criterion, "notes": json.dumps(dict(sorted(self.notes.items())))}
-            np.savez(file, **arrays)
+    def save(self, path: Path, results: Results | None = None) -> None:
+        """Writes an .npz file: `scores/<group>` for each group, the criterion and the notes.
+
+        Args:
+            path: where to.
+            results: others that are written together with it.
+        """
+        arrays: dict[str, Any] = {f"scores/{name}": array for name, array in sorted(self.by_group.items())}
+        arrays |= {"criterion": self.criterion, "notes": json.dumps(dict(sorted(self.notes.items())))}
+        write_arrays(Path(path), arrays, results)
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,9 +350,9 @@ class Plan:
             sort_keys=True,
         )
 
-    def save(self, path: Path) -> None:
-        """Writes the plan as JSON."""
-        write(Path(path), self.to_json() + "\n")
+    def save(self, path: Path, results: Results | None = None) -> None:
+        """Writes the plan as JSON, together with other `results` where these are given."""
+        write(Path(path), self.to_json() + "\n", results)
 
     @classmethod
     def load(cls, path: Path) -> Plan:

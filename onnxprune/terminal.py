@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from onnxprune.criteria import CRITERIA
-from onnxprune.errors import OnnxPruneError
+from onnxprune.endings import outcome
 
 if TYPE_CHECKING:
     from onnxprune.recovery import Execution, Training, Watch
@@ -24,20 +24,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 log = logging.getLogger(__name__)
 
 
-class Commands(click.Group):
-    """Turns what onnxprune raises on purpose into one line and an exit code."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Runs a command."""
-        try:
-            return super().invoke(ctx)
-        except OnnxPruneError as error:
-            if ctx.params.get("verbose", 0) > 1:
-                traceback.print_exc()
-            click.echo(f"error: {error}", err=True)
-            sys.exit(error.exit_code)
-
-
 class Bar:
     """Progress on stderr with the remaining time: a bar on a terminal, a line a stage elsewhere, nothing when quiet."""
 
@@ -46,6 +32,7 @@ class Bar:
         self.quiet = bool(context.params.get("quiet"))
         self.stage, self.started, self.width = "", 0.0, 0
         self.told: set[str] = set()
+        outcome().close = self.close
 
     def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Shows where the work is, and what was measured last."""
@@ -57,27 +44,29 @@ class Bar:
             self.stage, self.started = stage, now
             if not sys.stderr.isatty() and stage not in self.told:
                 self.told.add(stage)
-                click.echo(f"{stage} ...", err=True)
+                self._say(f"{stage} ...\n")
         if sys.stderr.isatty():
             share = f"{done}/{total}" if total > 0 else str(done)
             left = (now - self.started) / done * (total - done) if done > 1 and total > 0 else 0
             text = ", ".join(filter(None, [f"{stage} {share}", note, f"{left:.0f} s left" if left >= 1 else ""]))
-            click.echo("\r" + text.ljust(self.width), nl=False, err=True)
+            self._say("\r" + text.ljust(self.width))
             self.width = len(text)
 
     def close(self) -> None:
         """Ends the line."""
         if self.width:
-            click.echo("\r" + " " * self.width + "\r", nl=False, err=True)
+            self._say("\r" + " " * self.width + "\r")
             self.width = 0
 
+    def _say(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # work goes on where nobody sees it
+            click.echo(text, nl=False, err=True)
 
-def note(notes: tuple[str, ...], written: list[Path]) -> None:
-    """Says on stderr what was written and what the reader should know."""
+
+def note(notes: tuple[str, ...]) -> None:
+    """Says on stderr what the reader should know."""
     for text in notes:
         log.warning(text)
-    for path in written:
-        log.info("wrote %s", path)
 
 
 def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
@@ -231,7 +220,7 @@ def ranking_of(values: dict[str, Any]) -> Ranking:
     return Ranking(taken["criterion"], spectral, taken["reverse"], taken["seed"])
 
 
-def recovery_of(values: dict[str, Any], checkpoint: Path) -> tuple[Training, Watch | None, Execution]:
+def recovery_of(values: dict[str, Any], checkpoint: Path, *, force: bool) -> tuple[Training, Watch | None, Execution]:
     """Takes the options on recovery out of a command's values."""
     from onnxprune.recovery import Execution, Training, Watch
 
@@ -240,5 +229,5 @@ def recovery_of(values: dict[str, Any], checkpoint: Path) -> tuple[Training, Wat
     if test is None and (metric is not None or patience or goal is not None):
         raise click.UsageError("--metric, --patience and --goal need samples to measure on; give --eval.")
     watch = Watch(test, metric, patience, goal) if test is not None else None
-    execution = Execution(checkpoint=checkpoint, **{name: values.pop(name) for name in EXECUTION})
+    execution = Execution(checkpoint=checkpoint, force=force, **{name: values.pop(name) for name in EXECUTION})
     return Training(**values), watch, execution

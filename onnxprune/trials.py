@@ -13,7 +13,7 @@ from pathlib import Path
 
 from onnxprune.criteria import CRITERIA
 from onnxprune.data import load_data
-from onnxprune.files import write
+from onnxprune.files import Results, write
 from onnxprune.findings import Quality
 from onnxprune.graph import Graph
 from onnxprune.measure import quality
@@ -60,9 +60,9 @@ class Study:
         """The study as one JSON object, schema onnxprune.study/1."""
         return json.dumps({"schema": "onnxprune.study/1", **asdict(self)}, indent=1, sort_keys=True)
 
-    def save(self, path: Path) -> None:
-        """Writes the study as JSON."""
-        write(Path(path), self.to_json() + "\n")
+    def save(self, path: Path, results: Results | None = None) -> None:
+        """Writes the study as JSON, together with other `results` where these are given."""
+        write(Path(path), self.to_json() + "\n", results)
 
 
 def study(

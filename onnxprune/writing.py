@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxprune.precision import BRAIN, HALF, mentions, widen
+from onnxprune.precision import BRAIN, HALF, is_floating, mentions, widen
 
 if TYPE_CHECKING:
     import onnx
     import onnx_graphsurgeon as gs
+
+    from onnxprune.files import PendingModel
 
 
 class Message(bytes):
@@ -235,6 +237,41 @@ def fill(tensor: onnx.TensorProto, array: np.ndarray) -> None:
         tensor.string_data.extend(data.string_data)
     else:
         tensor.raw_data = data.raw_data
+
+
+def put_outside(model: onnx.ModelProto, arrays: Mapping[str, np.ndarray], pending: PendingModel, minimum: int) -> None:
+    """Writes the large initializers of a model into a file beside it, and fills in the others. Edits the model.
+
+    Args:
+        model: the model, its initializers without data.
+        arrays: these by name.
+        pending: the model in the making.
+        minimum: bytes below which data stay in the model.
+    """
+    outside = []
+    for tensor in model.graph.initializer:
+        array = arrays.get(tensor.name)
+        data = _raw(array) if array is not None and array.nbytes >= minimum else None
+        if data is not None:
+            pending.weights.write(b"\0" * (-pending.weights.size % 4096))  # so that runtimes can map it page by page
+            outside.append((tensor, pending.weights.size, data.nbytes))
+            pending.weights.write(data)
+        elif array is not None:
+            fill(tensor, array)
+    location = pending.place() if outside else ""
+    for tensor, offset, length in outside:
+        refer(tensor, location, offset, length)
+
+
+def _raw(array: np.ndarray) -> memoryview | None:
+    """The bytes of an array as files hold them, not copied where types are whole bytes; None for strings."""
+    from onnx import numpy_helper
+
+    if array.dtype.kind in "OSU":
+        return None
+    if array.dtype.isbuiltin == 1 or is_floating(array.dtype):
+        return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    return memoryview(numpy_helper.from_array(array).raw_data)  # such as two numbers of four bits in a byte
 
 
 def refer(tensor: onnx.TensorProto, location: str, offset: int, length: int) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from builders import Net
-from onnxprune.errors import BridgeError, DataError, PlanError
+from onnxprune.errors import BridgeError, DataError, OutputError, PlanError
 from onnxprune.graph import Graph, load
 from onnxprune.pipeline import evaluate
 from onnxprune.recovery import Execution, Training, recover
@@ -100,6 +100,53 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:
     checkpoint.write_bytes(b"nonsense")
     with pytest.raises(DataError, match=re.escape(f"{checkpoint} is no checkpoint of onnxprune")):
         recover(network(seed=1), {"x0": X}, training=Training(epochs=1), execution=again, **arguments)
+
+
+def test_damaged_checkpoints_are_said_to_be(tmp_path: Path) -> None:
+    """A file that was cut off anywhere, and one byte that is another."""
+    checkpoint = tmp_path / "c.ckpt"
+    arguments = {"teacher": network(), "training": Training(epochs=1)}
+    recover(network(seed=1), {"x0": X}, execution=Execution(checkpoint=checkpoint), **arguments)
+    whole = checkpoint.read_bytes()
+    places = np.random.default_rng(0).integers(0, len(whole), 40)
+    damaged = [whole[:place] for place in places] + [whole[:-1], whole + b"\0"]
+    damaged += [whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :] for place in places]
+    for content in damaged:
+        checkpoint.write_bytes(content)
+        with pytest.raises(DataError, match=r"c.ckpt is (damaged; start anew with --force|no checkpoint of onnxprune)"):
+            recover(network(seed=1), {"x0": X}, execution=Execution(checkpoint=checkpoint, resume=True), **arguments)
+    begun = recover(network(seed=1), {"x0": X}, execution=Execution(checkpoint=checkpoint, force=True), **arguments)
+    assert checkpoint.read_bytes() == whole
+    again = Execution(checkpoint=checkpoint, resume=True)
+    assert recover(network(seed=1), {"x0": X}, execution=again, **arguments).message() == begun.message()
+
+
+def test_two_runs_do_not_share_a_checkpoint(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "c.ckpt"
+    arguments = {"teacher": network(), "training": Training(epochs=2)}
+
+    def other(stage: str, done: int, total: int, note: str) -> None:
+        if stage == "recovery" and not checkpoint.exists():
+            recover(network(seed=2), {"x0": X}, execution=Execution(checkpoint=checkpoint), **arguments)
+
+    with pytest.raises(OutputError, match=r"another run writes the checkpoint .*c.ckpt; give another --checkpoint"):
+        recover(network(seed=1), {"x0": X}, execution=Execution(checkpoint=checkpoint), progress=other, **arguments)
+
+
+def test_damaged_lines_of_a_log_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint, path = tmp_path / "c.ckpt", tmp_path / "l.jsonl"
+    arguments = {"teacher": network(), "training": Training(epochs=2, batch=24)}
+    first = Execution(checkpoint=checkpoint, losses=path)
+    recover(network(seed=1), {"x0": X}, execution=first, **arguments)
+    whole = path.read_bytes().splitlines(keepends=True)
+    broken = [b"\xff\xfe\n", b"[" * 100_000 + b"\n", b"5\n", b'{"step": "1"}\n', b"\0\0\0\n"]
+    path.write_bytes(b"".join([*whole[:3], *broken, *whole[3:], b'{"step": 9, "lo']))
+    again = Execution(checkpoint=checkpoint, losses=path, resume=True)
+    recover(network(seed=1), {"x0": X}, execution=again, **arguments)
+    assert path.read_bytes() == b"".join(whole)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"{path} had 5 damaged lines, which are left out"
+    ]
 
 
 def test_running_statistics_are_trained_too(conv_model: Path, train_data: Path) -> None:

@@ -214,7 +214,7 @@ def test_what_is_said_of_a_teacher_needs_one(option: str, given: dict[str, Any])
 
 def losses(path: Path, **options: object) -> list[float]:
     """The loss of each step."""
-    execution = options.pop("execution", Execution(losses=path))
+    execution = options.pop("execution", Execution(losses=path, force=True))
     training = Training(**{"epochs": 2, "batch": 32, "rate": 1e-2, "label_weight": 0.5, **options})
     recover(
         network(seed=1), DATA | {"labels": classes(TEACHER)}, teacher=TEACHER, training=training, execution=execution
@@ -240,9 +240,9 @@ def test_parts_of_a_step_add_up(tmp_path: Path) -> None:
 def test_precision_and_compilation_change_little(tmp_path: Path) -> None:
     path = tmp_path / "l.jsonl"
     whole = losses(path)
-    compiled = losses(path, execution=Execution(losses=path, compile="aot_eager"))
+    compiled = losses(path, execution=Execution(losses=path, force=True, compile="aot_eager"))
     np.testing.assert_allclose(compiled, whole, rtol=1e-4)
-    half = losses(path, execution=Execution(losses=path, precision="bfloat16"))
+    half = losses(path, execution=Execution(losses=path, force=True, precision="bfloat16"))
     np.testing.assert_allclose(half, whole, rtol=0.1)
     assert half != whole
 

@@ -71,7 +71,7 @@ def test_labels_that_do_not_count_take_no_part(label_weight: float, tmp_path: Pa
         training = Training(
             epochs=3, batch=8, rate=1e-2, label_weight=label_weight, task="next-token", accumulate=accumulate
         )
-        execution = Execution(losses=tmp_path / "losses.jsonl")
+        execution = Execution(losses=tmp_path / "losses.jsonl", force=True)
         teacher = language_model(0) if label_weight < 1 else None
         recover(language_model(1), samples | shown, teacher=teacher, training=training, execution=execution)
         found.append(entries(tmp_path / "losses.jsonl", "loss"))
@@ -87,7 +87,7 @@ def test_hidden_positions_take_no_part(loss: str, hidden: float, flat: bool, tmp
     found = []
     for samples, accumulate in ((MASKED, 1), (MASKED, 8), (OTHER, 1)):
         training = Training(epochs=3, batch=8, rate=1e-2, loss=loss, match_hidden=hidden, accumulate=accumulate)
-        execution = Execution(losses=tmp_path / "losses.jsonl")
+        execution = Execution(losses=tmp_path / "losses.jsonl", force=True)
         models = (encoder(seed, flat=flat) for seed in (1, 0))
         recover(next(models), samples, teacher=next(models), training=training, execution=execution)
         found.append(entries(tmp_path / "losses.jsonl", "loss"))
@@ -105,7 +105,7 @@ def test_hidden_tokens_take_no_part_in_attention(name: str, tmp_path: Path) -> N
     found = []
     for samples, accumulate in ((sets[0], 1), (sets[0], 4), (sets[1], 1)):
         training = Training(epochs=3, batch=16, rate=1e-4, match_hidden=1, accumulate=accumulate)
-        execution = Execution(losses=tmp_path / "losses.jsonl")
+        execution = Execution(losses=tmp_path / "losses.jsonl", force=True)
         options = {"plan": pruned.plan, "training": training, "execution": execution}
         recover(pruned.graph, samples, teacher=graph, watch=Watch(samples, "loss"), **options)
         found.append(entries(tmp_path / "losses.jsonl", "loss"))

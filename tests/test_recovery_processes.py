@@ -69,7 +69,8 @@ def test_killed_at_any_step_and_resumed_it_ends_the_same(mlp_model: Path, train_
         process.communicate(timeout=60)
         assert not cut.exists() and (tmp_path / "cut.onnx.ckpt").exists()
         again = ("--resume",)
-    (tmp_path / ".cut.onnx.ckpt.tmp").write_bytes(b"what a kill in the middle of a checkpoint leaves")
+    for name in (".cut.onnx.ckpt.0123abcd.tmp", ".cut.onnx.ckpt.0123abcd.file.tmp"):
+        (tmp_path / name).write_bytes(b"what a kill in the middle of a checkpoint leaves")
     last = start("onnxprune", *common, "-o", cut, "--losses", losses[1], "--resume")
     said = last.communicate(timeout=300)[0].decode()
     assert last.returncode == 0, said

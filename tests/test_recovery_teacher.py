@@ -146,3 +146,22 @@ def test_what_is_kept_is_kept_for_each_runtime(tmp_path: Path) -> None:
         execution = Execution(cache=tmp_path, teacher_runtime=runtime, precision=precision)  # type: ignore[arg-type]
         recover(network(), DATA, teacher=TEACHER, training=QUICK, execution=execution)
     assert len(list(tmp_path.iterdir())) == 3  # "auto" is float32 on a CPU
+
+
+def test_damaged_outputs_are_computed_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Cut off, with another byte in numbers, shape or checksum, or without one; then they are whole again."""
+    arguments = {"teacher": TEACHER, "training": QUICK, "execution": Execution(cache=tmp_path)}
+    expected = recover(network(), DATA, **arguments).message()
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    places = [0, 70, 200, len(whole) - 40, len(whole) - 2]
+    damaged = [whole[:place] for place in places] + [whole[:-55]]
+    damaged += [whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :] for place in places]
+    for content in damaged:
+        path.write_bytes(content)
+        caplog.clear()
+        assert recover(network(), DATA, **arguments).message() == expected
+        assert path.read_bytes() == whole and len(list(tmp_path.iterdir())) == 1
+        assert f"{path} is damaged; the teacher's outputs are computed anew" in caplog.text
+    caplog.clear()
+    assert recover(network(), DATA, **arguments).message() == expected and "damaged" not in caplog.text

@@ -9,6 +9,20 @@ from onnxprune.recovery.checking import Trainable, check
 from onnxprune.recovery.fresh import export_fresh
 from onnxprune.recovery.options import Execution, Training, Watch
 from onnxprune.recovery.parallel import is_writer
+from onnxprune.recovery.paths import check_files, files_read, remove_checkpoint, state_of
 from onnxprune.recovery.training import recover
 
-__all__ = ["Execution", "Trainable", "Training", "Watch", "check", "export_fresh", "is_writer", "recover"]
+__all__ = [
+    "Execution",
+    "Trainable",
+    "Training",
+    "Watch",
+    "check",
+    "check_files",
+    "export_fresh",
+    "files_read",
+    "is_writer",
+    "recover",
+    "remove_checkpoint",
+    "state_of",
+]

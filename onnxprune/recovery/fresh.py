@@ -18,6 +18,7 @@ import numpy as np
 
 from onnxprune.data import load_data
 from onnxprune.errors import BridgeError
+from onnxprune.files import Results
 from onnxprune.graph import Graph, from_proto
 from onnxprune.records import take
 from onnxprune.recovery.options import Arrays
@@ -35,13 +36,14 @@ OLDEST_OPSET = 18
 """PyTorch's exporter writes this opset or a newer one."""
 
 
-def export_fresh(graph: Graph, path: Path, data: object) -> Path:
+def export_fresh(graph: Graph, path: Path, data: object, results: Results | None = None) -> Path:
     """Writes what `torch.onnx.export` makes of a model, once it is known to compute the same.
 
     Args:
         graph: the model.
         path: where to.
         data: samples to compare on.
+        results: others that are written together with it.
 
     Raises:
         BridgeError: PyTorch cannot export the model, or the result computes something else.
@@ -83,7 +85,7 @@ def export_fresh(graph: Graph, path: Path, data: object) -> Path:
     fresh = from_proto(_dressed(program.model_proto, graph, axes))
     for batch in (feeds, _one(feeds)) if all(0 in dims for dims in axes.values()) else (feeds,):
         check(module, fresh, batch)
-    return fresh.save(path)
+    return fresh.save(path, results)
 
 
 def _apart(module: fx.GraphModule) -> fx.GraphModule:

@@ -119,6 +119,7 @@ class Execution:
         checkpoint: where the state of the training is kept, so that it can be resumed.
         resume: whether to go on from that checkpoint.
         losses: file of JSON lines, one for each step and each measurement.
+        force: whether a checkpoint and a log of losses that exist are replaced.
         cache: folder that keeps the teacher's outputs for later runs.
     """
 
@@ -130,6 +131,7 @@ class Execution:
     checkpoint: Path | None = None
     resume: bool = False
     losses: Path | None = None
+    force: bool = False
     cache: Path | None = None
 
 

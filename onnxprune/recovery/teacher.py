@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from onnxprune.checksums import DIGITS, Summed, checksum_of
 from onnxprune.errors import DataError, DeviceError, ModelError, PlanError
-from onnxprune.files import replacing
+from onnxprune.files import Results
 from onnxprune.graph import Graph
 from onnxprune.records import KeptIndices, Plan
 from onnxprune.recovery.options import Arrays, Execution, Progress
@@ -37,6 +38,9 @@ log = logging.getLogger(__name__)
 
 MEMORY_LIMIT = 1 << 30
 """Bytes of outputs up to which they are kept in memory."""
+
+TRAILER = b"\nonnxprune.outputs/1 "
+"""What stands behind the array in a file of kept outputs; its checksum and the end of the line follow."""
 
 CONTRACTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "FusedConv", "FusedGemm"})
 """Operators at whose outputs groups end: there the compact model shall compute what the original does."""
@@ -203,14 +207,20 @@ class Teacher:
                 )
             return False
         paths = self._paths(samples, folder, len(sample)) if folder is not None else []
-        if not (paths and all(path.is_file() for path in paths)):
+        whole = bool(paths) and all(path.is_file() for path in paths)
+        if whole and (damaged := [path for path in paths if not _is_whole(path)]):
+            whole = False
+            if is_writer():
+                log.warning("%s is damaged; the teacher's outputs are computed anew", damaged[0])
+        if not whole:
             self._kept = self._compute(samples, samples.fixed or batch, progress)
             if self._kept is None:
                 return False
-            if paths:
-                with replacing(*paths) as files:
-                    for file, array in zip(files, self._kept, strict=True):
-                        np.save(file, array)
+            if not paths or not is_writer():
+                return True
+            with Results() as results:
+                for path, array in zip(paths, self._kept, strict=True):
+                    _write_whole(results, path, array)
         if paths:
             self._kept = [np.load(path, mmap_mode="r") for path in paths]
         return True
@@ -238,6 +248,24 @@ class Teacher:
 def _has_samples(arrays: Sequence[np.ndarray], rows: int) -> bool:
     """Whether the first axis of all arrays is that of the samples; others cannot be taken apart."""
     return all(array.ndim > 0 and len(array) == rows for array in arrays)
+
+
+def _write_whole(results: Results, path: Path, array: np.ndarray) -> None:
+    """Writes an array and behind it, where numpy does not look, the checksum of what is before."""
+    file = results.open(path)
+    np.save(summed := Summed(file), array)
+    file.write(TRAILER + summed.checksum().encode() + b"\n")
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file is as `_write_whole` wrote it."""
+    try:
+        size = path.stat().st_size - len(TRAILER) - DIGITS - 1
+        with path.open("rb") as file:
+            file.seek(max(size, 0))
+            return size > 0 and file.read() == TRAILER + checksum_of(path, size).encode() + b"\n"
+    except OSError:
+        return False
 
 
 def _in_onnxruntime(

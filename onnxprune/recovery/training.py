@@ -29,6 +29,7 @@ from onnxprune.recovery.batches import closed, opened
 from onnxprune.recovery.losses import Objective, known_labels, known_of, shape_of, shown_positions
 from onnxprune.recovery.options import Arrays, Augment, Execution, Progress, Training, Watch
 from onnxprune.recovery.parallel import Processes, is_writer, processes
+from onnxprune.recovery.paths import check_files, files_read
 from onnxprune.recovery.samples import Samples, plan_epochs, read
 from onnxprune.recovery.teacher import Teacher, check_teacher, find_hidden
 from onnxprune.runtime import Session
@@ -86,6 +87,7 @@ def recover(
         DataError: the data do not fit, or lack labels that are asked for.
         DeviceError: a device or a way of sharing was asked for by name and cannot be had.
         GoalMissed: training ended below the goal; the exception holds the best graph.
+        OutputError: a file that shall be written is one that is read, or it exists already, or it cannot be written.
         PlanError: there is nothing to learn from, or an option says something of a teacher that there is not.
     """
     training, execution = training or Training(), execution or Execution()
@@ -97,6 +99,8 @@ def recover(
         raise PlanError("there is nothing to learn from; give --teacher with the original, or --label-weight 1.")
     if teacher is None and (option := _of_teacher(plan, training, execution)):
         raise PlanError(f"{option} has to do with the original, and there is none; give --teacher or leave it out.")
+    if is_writer():
+        check_files(files_read(model, data, teacher, plan, augment, training, watch, execution), execution)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: see the module's docstring
     graph = model if isinstance(model, Graph) else load(model)
     original = teacher if isinstance(teacher, Graph) or teacher is None else load(teacher)
