@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxprune.precision import BRAIN, HALF, mentions, widen
+from onnxprune.reading import constant_of
 
 if TYPE_CHECKING:
     import onnx
@@ -65,20 +66,6 @@ class Message(bytes):
         message.arrays = dict(shared)
         message.widened = bool(kinds)
         return message
-
-
-def constant_of(node: onnx.NodeProto) -> np.ndarray | None:
-    """The value of a `Constant` node; None for other nodes, strings and sparse values."""
-    from onnx import helper, numpy_helper
-
-    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or len(node.attribute) != 1:
-        return None
-    attribute = node.attribute[0]
-    value: Any = helper.get_attribute_value(attribute)
-    if attribute.name == "value":
-        return np.array(numpy_helper.to_array(value))
-    kinds = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
-    return np.array(value, kinds[attribute.name]) if attribute.name in kinds else None
 
 
 def _merged(constants: Mapping[str, np.ndarray], copies: Mapping[str, str]) -> dict[str, str]:
