@@ -15,9 +15,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -39,6 +39,7 @@ from onnxprune.runtime import Feeds
 from onnxprune.states import by_feature
 from onnxprune.structure import Meeting, Structure, Use
 from onnxprune.units import Places, Units, places_along, units_at
+from onnxprune.validation import checked
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -55,6 +56,9 @@ QUANTIZED = {
     "QLinearMul": (0, 3),
 }
 """Inputs at which an integer constant is a weight."""
+
+AllowIO = Literal["head"]
+"""What inputs and outputs of a model may lose."""
 
 QUERY_HEAD = "query head of each key-value head"
 
@@ -74,7 +78,10 @@ def find_units(
     Raises:
         ModelError: ONNX Runtime cannot load the model.
         DataError: sizes of symbolic axes could not be settled without data.
+        PlanError: an option is unknown.
     """
+    residual = checked("--residual", residual, bool)
+    allow_io = checked("--allow-io", tuple(allow_io) if isinstance(allow_io, Set) else allow_io, tuple[AllowIO, ...])
     structure = infer(graph, observe(graph, sample), residual=residual, allow_io=allow_io)
     finder = _Finder(structure)
     return finder.units()

@@ -100,7 +100,7 @@ def recover(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: see the module's docstring
     graph = model if isinstance(model, Graph) else load(model)
     original = teacher if isinstance(teacher, Graph) or teacher is None else load(teacher)
-    plan = Plan.load(plan) if isinstance(plan, Path) else plan
+    plan = Plan.load(Path(plan)) if isinstance(plan, str | Path) else plan
     if plan is not None and original is not None and plan.model != original.sha256:
         raise PlanError("the plan is of another model than the teacher; give the plan that prune wrote for it.")
     with processes(execution.device) as joined:
