@@ -101,5 +101,7 @@ def blames(what: str) -> Iterator[None]:
         yield
     except OnnxPruneError:
         raise
+    except SystemExit as error:
+        raise DataError(f"{what} ends the program with sys.exit({error.code!r}); let it return instead.") from error
     except Exception as error:
         raise DataError(f"{what} fails: {type(error).__name__}: {error}") from error
