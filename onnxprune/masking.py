@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxprune.errors import PlanError
 from onnxprune.graph import Graph, first_output
+from onnxprune.plans import check_units
 from onnxprune.records import KeptIndices, Plan
 from onnxprune.units import Units
 
@@ -42,7 +42,7 @@ def mask(units: Units, plan: Plan) -> onnx.ModelProto:
     Raises:
         PlanError: the plan is for another model.
     """
-    check_plan(units.graph, plan)
+    check_units(units, plan)
     model = units.graph.proto()
     _mask_nodes(model, units, plan)
     return model
@@ -261,16 +261,3 @@ def _mask_array(shape: list[int], kept: KeptIndices) -> np.ndarray:
         along[list(indices)] = True
         out &= along.reshape([-1 if i == axis else 1 for i in range(len(shape))])
     return out
-
-
-def check_plan(graph: Graph, plan: Plan) -> None:
-    """Makes sure that a plan is for a model.
-
-    Raises:
-        PlanError: it is for another one.
-    """
-    if plan.model != graph.sha256:
-        raise PlanError(
-            f"the plan was made for another model (SHA-256 {plan.model[:12]}..., this one has {graph.sha256[:12]}...); "
-            "use the model that it was made for, or make a new plan."
-        )

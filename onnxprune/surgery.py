@@ -12,8 +12,9 @@ import numpy as np
 
 from onnxprune.errors import VerificationError
 from onnxprune.graph import Graph, first_output
-from onnxprune.masking import ZERO_POINTS, check_plan, masked_parts
+from onnxprune.masking import ZERO_POINTS, masked_parts
 from onnxprune.overrides import override
+from onnxprune.plans import check_plan, check_units
 from onnxprune.precision import is_half
 from onnxprune.records import Plan, Written, reference
 from onnxprune.runtime import Feeds, Session
@@ -124,7 +125,7 @@ def verify(units: Units, plan: Plan, compact: Graph, feeds: Feeds, *, device: st
     Raises:
         VerificationError: they differ; the message names the first tensor that does.
     """
-    check_plan(units.graph, plan)
+    check_units(units, plan)
     masked, shared = masked_parts(units, plan)
     whole = Message.of(masked, shared, single=True)
     small = compact.message(single=True)

@@ -117,10 +117,7 @@ class Units:
             {name: by for name, by in sorted(shrunk.items()) if name in constants},
             {name: by for name, by in sorted(shrunk.items()) if name not in constants},
             numbers,
-            {
-                name: Frozen(str(computed[name].dtype), list(computed[name].shape), computed[name].ravel().tolist())
-                for name in sorted(frozen)
-            },
+            {name: _frozen(computed[name]) for name in sorted(frozen)},
             {copy: origin for copy, origin in sorted(self.graph.copies.items()) if copy in shrunk},
             dict(sorted(periods.items())),
             self._omitted(masks),
@@ -131,6 +128,10 @@ class Units:
             ),
             settings=dict(settings or {}),
         )
+
+
+def _frozen(array: np.ndarray) -> Frozen:
+    return Frozen(array.dtype.name, list(array.shape), array.ravel().tolist())  # type: ignore[arg-type]
 
 
 def _period(axis: Layout, masks: Mapping[Dim, np.ndarray]) -> Layout:

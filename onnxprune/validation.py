@@ -8,8 +8,9 @@ What means the same is taken: numpy's numbers, lists for tuples, texts for paths
 from __future__ import annotations
 
 import math
+import operator
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -51,12 +52,38 @@ SEED = Within("a number from 0 up to 2**63", 0, (1 << 63) - 1)
 SHARE = Within("a share from 0 to 1", 0, 1)
 
 
-class _Refused(Exception):
-    """A value is not what its annotation says; `found` says what is wrong, and `wanted` what to give."""
+NumberType = Literal[
+    "bool", "float16", "float32", "float64",
+    "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
+]  # fmt: skip
+"""numpy's types of numbers that models steer shapes by."""
 
-    def __init__(self, found: str, wanted: str) -> None:
+
+@dataclass(frozen=True, slots=True)
+class Rising:
+    """The range of indices that are kept: each larger than the one before it.
+
+    Attributes:
+        least: how many there are at least.
+    """
+
+    least: int = 0
+
+    @property
+    def words(self) -> str:
+        """The range in a reader's words."""
+        return "indices from 0 that rise" + (f", at least {self.least}" if self.least else "")
+
+    def __contains__(self, value: tuple[int, ...]) -> bool:
+        return len(value) >= self.least and min(value, default=0) >= 0 and all(map(operator.lt, value, value[1:]))
+
+
+class _Refused(Exception):
+    """A value is not what its annotation says: what was found, what is wanted, and where in a table it is."""
+
+    def __init__(self, found: str, wanted: str, where: str = "") -> None:
         super().__init__(found)
-        self.found, self.wanted = found, wanted
+        self.found, self.wanted, self.where = found, wanted, where
 
 
 def validate(record: Any, **named: str) -> None:
@@ -88,7 +115,7 @@ def checked(option: str, value: Any, hint: Any) -> Any:
     try:
         return _accepted(value, hint)
     except _Refused as refused:
-        raise PlanError(f"{option} {refused.found}; {refused.wanted}.") from None
+        raise PlanError(f"{option}{refused.where} {refused.found}; {refused.wanted}.") from None
 
 
 @cache
@@ -103,7 +130,8 @@ def _accepted(value: Any, hint: Any) -> Any:
     if origin is Annotated:
         plain = _accepted(value, args[0])
         if plain not in args[1]:
-            raise _Refused(f"{plain:g} is out of range", f"give {args[1].words}")
+            shown = f"{plain:g}" if isinstance(plain, int | float) else _shown(plain)
+            raise _Refused(f"{shown} is out of range", f"give {args[1].words}")
         return plain
     if origin in (Union, types.UnionType):
         return _one_of(value, args)
@@ -111,12 +139,35 @@ def _accepted(value: Any, hint: Any) -> Any:
         if isinstance(value, str) and value in args:
             return value
         raise _Refused(f"{_shown(value)} is unknown", f"use {_words(hint)}")
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            example = f", such as ({value!r},)" if isinstance(value, str) else ""
-            raise _Refused(f"{_shown(value)} is no tuple", f"give a tuple{example}")
-        return tuple(_accepted(entry, args[0]) for entry in value)
+    if origin in (tuple, list):
+        return origin(_entries(value, args if origin is tuple and args[-1] is not Ellipsis else args[0]))
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise _Refused(f"{_shown(value)} is no table", "give a dict")
+        return {_accepted(key, args[0]): _inside(key, entry, args[1]) for key, entry in value.items()}
     return _plain(value, hint)
+
+
+def _entries(value: Any, hints: Any) -> Iterator[Any]:
+    """The same for the entries of a list, all of one kind or each of its own."""
+    if not isinstance(value, list | tuple):
+        example = f", such as ({value!r},)" if isinstance(value, str) else ""
+        raise _Refused(f"{_shown(value)} is no tuple", f"give a tuple{example}")
+    if hints is int and all(type(entry) is int for entry in value):  # as the many indices of a plan are
+        return iter(value)
+    if not isinstance(hints, tuple):
+        return (_accepted(entry, hints) for entry in value)
+    if len(value) != len(hints):
+        raise _Refused(f"{_shown(value)} has {len(value)} entries", f"give {len(hints)}")
+    return map(_accepted, value, hints)
+
+
+def _inside(key: Any, value: Any, hint: Any) -> Any:
+    """The same for an entry of a table, whose place is told."""
+    try:
+        return _accepted(value, hint)
+    except _Refused as refused:
+        raise _Refused(refused.found, refused.wanted, f"[{key!r}]{refused.where}") from None
 
 
 def _plain(value: Any, kind: Any) -> Any:

@@ -62,6 +62,7 @@ class Message(bytes):
                         value.type.tensor_type.shape.dim.add(dim_value=size)
             del model.graph.initializer[:]
             model.graph.initializer.extend(kept)
+        model.ir_version = max(model.ir_version, 4)  # before that each initializer must be an input, helpers included
         message = cls(model.SerializeToString())
         message.arrays = dict(shared)
         message.widened = bool(kinds)
