@@ -24,7 +24,7 @@ from onnxprune.errors import ModelError
 from onnxprune.files import replacing
 from onnxprune.precision import is_floating
 from onnxprune.reading import LIMIT, check, constant_of, embed, initializers_of, surgeon_graph
-from onnxprune.sharing import captured_names, unshare
+from onnxprune.sharing import captured_names, names_in, unshare
 from onnxprune.writing import Message, export, fill, refer
 
 if TYPE_CHECKING:
@@ -101,6 +101,17 @@ class Graph:
         names = {"", "ai.onnx"} if domain in ("", "ai.onnx") else {domain}
         return max((entry.version for entry in self.source.opset_import if entry.domain in names), default=1)
 
+    def fresh(self, prefix: str) -> str:
+        """What begins like this, and no name of the model does: whoever adds tensors to it names them so.
+
+        Args:
+            prefix: the beginning that is wanted.
+        """
+        names = {*names_in(self.source.graph), *self.constants, *self._read()}
+        while any(name.startswith(prefix) for name in names):
+            prefix += "'"
+        return prefix
+
     def copy(self) -> Graph:
         """A graph whose nodes can be edited without touching this one; arrays are shared."""
         return Graph(
@@ -167,7 +178,7 @@ class Graph:
         """Gives a node of this graph a constant for an optional input that it lacks. Edits the graph."""
         import onnx_graphsurgeon as gs
 
-        name = f"{first_output(node)}.input{index}"
+        name = self.fresh(f"{first_output(node)}.input{index}")
         self.constants[name] = array
         while len(node.inputs) <= index:
             node.inputs.append(gs.Variable.empty())
@@ -362,6 +373,6 @@ def from_proto(model: onnx.ModelProto, *, folder: Path | None = None, sha256: st
         for field in (*DATA_FIELDS, "data_location", "external_data"):
             tensor.ClearField(field)
     graph = surgeon_graph(model, constants)
-    copies = unshare(graph, constants, captured=captured_names(model.graph))
+    copies = unshare(graph, constants, captured_names(model.graph), names_in(model.graph))
     constants |= {copy: constants[origin] for copy, origin in copies.items()}
     return Graph(graph, model, constants, copies, external=external, sha256=sha256)

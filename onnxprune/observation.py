@@ -20,6 +20,7 @@ from onnxprune.records import MASK
 from onnxprune.runtime import Bound, Feeds, Session, own_memory
 
 PREFIX = "onnxprune.shape:"
+"""In front of the name of a tensor: its shape."""
 
 FEATURE_MAPS = (
     ((37, 41), (53, 59)),
@@ -98,12 +99,13 @@ def observe(graph: Graph, sample: Feeds | None = None) -> Observation:
         DataError: no sizes tried for symbolic axes let it run.
     """
     bound = None if sample is not None else _bound(graph)
-    session, types = _watched(graph, bound)
-    tensors = [name.removeprefix(PREFIX) for name, _, _ in session.outputs if name.startswith(PREFIX)]
+    prefix = graph.fresh(PREFIX)
+    session, types = _watched(graph, prefix, bound)
+    tensors = [name.removeprefix(prefix) for name, _, _ in session.outputs if name.startswith(prefix)]
     failure: ModelError | None = None
     for pair in sizes_to_try(session, sample):
         try:
-            runs = [_run(session, tensors, _inputs(session, sizes, sample, bound)) for sizes in pair]
+            runs = [_run(session, prefix, tensors, _inputs(session, sizes, sample, bound)) for sizes in pair]
         except Overrun as error:  # what comes next is larger
             if failure is None:
                 raise Overrun(_overrun(session, pair[-1], error)) from error
@@ -138,7 +140,7 @@ def _bound(graph: Graph) -> Bound:
     return Bound(memory, PATIENCE + graph.nbytes / PACE)
 
 
-def _watched(graph: Graph, bound: Bound | None) -> tuple[Session, dict[str, type]]:
+def _watched(graph: Graph, prefix: str, bound: Bound | None) -> tuple[Session, dict[str, type]]:
     """A session that gives the shape of each tensor that nodes make, and the types of these tensors.
 
     Types are what onnx infers. A tensor of which it knows none, as of operators of other domains, is given out too, so
@@ -148,24 +150,24 @@ def _watched(graph: Graph, bound: Bound | None) -> tuple[Session, dict[str, type
     made = _made(graph)
     tensors, unknown = [name for name in made if known.get(name) != 0], [name for name in made if name not in known]
     try:
-        session = _exposed(graph, tensors, unknown, bound)
+        session = _exposed(graph, prefix, tensors, unknown, bound)
     except ModelError:  # a sequence has no shape, and only ONNX Runtime knows which values are sequences
         plain = Session(graph.message(outputs=unknown), device="cpu", optimize=False)
         sequences = {name for name, kind, _ in plain.outputs if not kind.startswith("tensor(")}
         tensors, unknown = ([name for name in names if name not in sequences] for names in (tensors, unknown))
-        session = _exposed(graph, tensors, unknown, bound)
-    own = {name: DTYPES[kind] for name, kind, _ in session.outputs if kind in DTYPES and not name.startswith(PREFIX)}
+        session = _exposed(graph, prefix, tensors, unknown, bound)
+    own = {name: DTYPES[kind] for name, kind, _ in session.outputs if kind in DTYPES and not name.startswith(prefix)}
     if session.widened:  # what runs in float32 may be bfloat16 in the file
         own = {name: kind for name, kind in own.items() if kind is not np.float32}
     return session, own | {name: ELEMENTS[known[name]] for name in made if known.get(name) in ELEMENTS}
 
 
-def _exposed(graph: Graph, tensors: list[str], unknown: list[str], bound: Bound | None) -> Session:
+def _exposed(graph: Graph, prefix: str, tensors: list[str], unknown: list[str], bound: Bound | None) -> Session:
     """A session that gives out the shapes of tensors, and some tensors themselves."""
     from onnx import helper
 
-    nodes = [helper.make_node("Shape", [name], [PREFIX + name]) for name in tensors]
-    model = graph.message(nodes=nodes, outputs=[*unknown, *(PREFIX + name for name in tensors)])
+    nodes = [helper.make_node("Shape", [name], [prefix + name]) for name in tensors]
+    model = graph.message(nodes=nodes, outputs=[*unknown, *(prefix + name for name in tensors)])
     return Session(model, device="cpu", optimize=False, bound=bound, shapes_first=True)
 
 
@@ -254,8 +256,8 @@ def _made(graph: Graph) -> list[str]:
     return [tensor.name for node in graph.nodes for tensor in node.outputs if tensor.name]
 
 
-def _run(session: Session, tensors: list[str], feeds: Feeds) -> dict[str, tuple[int, ...]]:
-    seen = session.run(feeds, [PREFIX + name for name in tensors])
+def _run(session: Session, prefix: str, tensors: list[str], feeds: Feeds) -> dict[str, tuple[int, ...]]:
+    seen = session.run(feeds, [prefix + name for name in tensors])
     shapes = {name: tuple(map(int, shape)) for name, shape in zip(tensors, seen, strict=True)}
     return shapes | {name: array.shape for name, array in feeds.items()}
 
