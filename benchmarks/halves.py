@@ -12,12 +12,10 @@ import contextlib
 import io
 from collections.abc import Iterator, Mapping
 
-import numpy as np
 import onnx
 
 import onnxprune
 from onnxprune.graph import from_proto
-from onnxprune.runtime import Session
 from results import publish, table
 from zoo import language, vision
 from zoo.base import DYNAMO, TORCHSCRIPT, Model, exported, feeds, zoo
@@ -66,12 +64,10 @@ def removed(content: bytes, model: Model, *, residual: bool) -> str:
     graph = from_proto(onnx.load_from_string(content))
     limits = onnxprune.Limits(round_to=1)
     method = onnxprune.Method(rounds=1, limits=limits, latency=False, residual=residual)
-    data, ranking = feeds(model), onnxprune.Ranking("random")
-    pruned = onnxprune.prune(graph, onnxprune.Budget("units", 0.5), data, ranking=ranking, method=method)
-    outputs = Session(graph.message(), device="cpu").run(data)
-    scale = max(float(np.abs(output).max()) for output in outputs)
+    ranking = onnxprune.Ranking("random")
+    pruned = onnxprune.prune(graph, onnxprune.Budget("units", 0.5), feeds(model), ranking=ranking, method=method)
     before, after = pruned.report.before.parameters, pruned.report.after.parameters
-    return f"{100 * (1 - after / before):.1f} % ({(pruned.report.verified or 0) / scale:.0e})"
+    return f"{100 * (1 - after / before):.1f} % ({pruned.report.verified:.0e})"
 
 
 def main() -> None:

@@ -46,7 +46,7 @@ _HOME = {
     "score": "pipeline",
     "study": "trials",
     "supported_operators": "rules",
-    "verify": "surgery",
+    "verify": "proof",
 }
 
 __all__ = sorted([*_HOME, "__version__"])

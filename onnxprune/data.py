@@ -36,7 +36,7 @@ Chunk = tuple[dict[str, np.ndarray], np.ndarray | None]
 LABELS = ("label", "labels")
 CASTS = {("int32", "int64"), ("float64", "float32"), ("float32", "float16"), ("float64", "float16")}
 BATCH = 32
-SYNTHETIC_SAMPLES = 256
+SYNTHETIC_SAMPLES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +209,7 @@ def load_data(
     limit: int | None = None,
     size: int = BATCH,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    ranges: Mapping[str, int] | None = None,
 ) -> Data:
     """Finds out what kind of data a source is.
 
@@ -219,6 +220,7 @@ def load_data(
         limit: the most samples to take.
         size: samples in a batch.
         shapes: of each input, for symbolic axes of synthetic inputs.
+        ranges: for synthetic inputs that are indices, how many rows there are.
 
     Raises:
         DataError: the source does not exist or is of no known kind.
@@ -229,7 +231,7 @@ def load_data(
         raise DataError(f"a batch of {size} is too small; at least one sample is needed.")
     inputs = model_inputs(session)
     if source is None:
-        chunks = partial(_synthetic, session, shapes or {}, limit or SYNTHETIC_SAMPLES)
+        chunks = partial(_synthetic, session, shapes or {}, ranges or {}, limit or SYNTHETIC_SAMPLES)
         return Data("synthetic inputs", inputs, chunks, limit, size, made_up=True, whole=True)
     if isinstance(source, str | Path):
         whole = Path(source).is_file() and Path(source).suffix in (".npz", ".npy")
@@ -327,8 +329,13 @@ def _numpy(value: Any) -> np.ndarray:
         return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
 
 
-def _synthetic(session: Session, shapes: Mapping[str, tuple[int, ...]], samples: int) -> Iterator[Chunk]:
-    """Random inputs; symbolic axes have the sizes at which the model is known to run."""
+def _synthetic(
+    session: Session, shapes: Mapping[str, tuple[int, ...]], ranges: Mapping[str, int], samples: int
+) -> Iterator[Chunk]:
+    """Random inputs; symbolic axes have sizes at which the model is known to run, fixed batches are many."""
     sizes = next(sizes_to_try(session))[0]
     sizes |= {(name, axis): size for name, shape in shapes.items() for axis, size in enumerate(shape)}
-    yield dict(synthetic(session, {key: samples if key[1] == 0 else size for key, size in sizes.items()})), None
+    wanted = {key: samples if key[1] == 0 else size for key, size in sizes.items()}
+    fixed = {shape[0] for _, _, shape in session.inputs if shape}
+    several = len(fixed) == 1 and isinstance(next(iter(fixed)), int)
+    yield dict(synthetic(session, wanted, ranges=ranges, rows=samples if several else None)), None

@@ -58,7 +58,7 @@ class Quality:
         source: which data.
         top1: share of labels met by the original and by the other model; None without labels.
         agreement: share of samples for which both choose the same class; None where outputs are no classes.
-        difference: largest absolute difference of any output.
+        difference: largest absolute difference of any output, where both models give a number.
     """
 
     samples: int
@@ -92,6 +92,30 @@ class GroupRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Proof:
+    """What was compared with the masked original, and what could not be seen.
+
+    Attributes:
+        difference: largest difference of any output, relative to its values.
+        samples: samples that were run.
+        tensors: tensors that were compared, outputs included.
+        weights: weights that were cut; each was spoiled a little, to see whether that would be noticed.
+        unseen: those of which it would not have been, and why.
+        random: outputs that are other numbers in every run, which cannot be compared.
+        moved: outputs that ONNX Runtime's optimizations change, and by how much, None where other classes come out, or
+            what is no number; without them they are equal.
+    """
+
+    difference: float
+    samples: int
+    tensors: int
+    weights: int
+    unseen: Mapping[str, str] = field(default_factory=dict)
+    random: tuple[str, ...] = ()
+    moved: Mapping[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Before and after.
 
@@ -103,8 +127,8 @@ class Report:
         unrefit: the same before the refit; None without one.
         groups: what happened to each group; empty when two files are compared.
         settings: how the model was made.
-        verified: largest difference of an output from the masked original, in which normalizations run over what is
-            kept; None where that was not checked.
+        proof: that the model equals the masked original, in which normalizations run over what is kept; None where
+            that was not checked.
         notes: what a reader should know, in words.
     """
 
@@ -115,7 +139,7 @@ class Report:
     unrefit: Quality | None = None
     groups: tuple[GroupRow, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
-    verified: float | None = None
+    proof: Proof | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -123,9 +147,15 @@ class Report:
         """Whether all that was removed lies in exact groups."""
         return all(row.exact or row.kept == row.units for row in self.groups)
 
+    @property
+    def verified(self) -> float | None:
+        """Largest difference of an output from the masked original, relative to its values."""
+        return self.proof.difference if self.proof else None
+
     def to_json(self) -> str:
         """The report as one JSON object, schema onnxprune.report/1; what was not measured is null."""
-        return json.dumps({"schema": "onnxprune.report/1", **asdict(self)}, indent=1, sort_keys=True)
+        found = {"schema": "onnxprune.report/1", "verified": self.verified, **asdict(self)}
+        return json.dumps(found, indent=1, sort_keys=True, allow_nan=False)
 
     def save(self, path: Path) -> None:
         """Writes the report as JSON."""

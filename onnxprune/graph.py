@@ -24,7 +24,7 @@ from onnxprune.errors import ModelError
 from onnxprune.files import replacing
 from onnxprune.precision import is_floating
 from onnxprune.reading import LIMIT, check, constant_of, embed, initializers_of, surgeon_graph
-from onnxprune.sharing import captured_names, names_in, unshare
+from onnxprune.sharing import captured_names, names_in, unshare, unused
 from onnxprune.writing import Message, export, fill, refer
 
 if TYPE_CHECKING:
@@ -102,15 +102,12 @@ class Graph:
         return max((entry.version for entry in self.source.opset_import if entry.domain in names), default=1)
 
     def fresh(self, prefix: str) -> str:
-        """What begins like this, and no name of the model does: whoever adds tensors to it names them so.
+        """What begins like this, and is in no name of the model: whoever adds tensors to it names them so.
 
         Args:
             prefix: the beginning that is wanted.
         """
-        names = {*names_in(self.source.graph), *self.constants, *self._read()}
-        while any(name.startswith(prefix) for name in names):
-            prefix += "'"
-        return prefix
+        return unused(prefix, {*names_in(self.source.graph), *self.constants, *self._read()})
 
     def copy(self) -> Graph:
         """A graph whose nodes can be edited without touching this one; arrays are shared."""
@@ -125,6 +122,17 @@ class Graph:
         for name, tensor in graph.gs.tensors().items():
             if name in values:
                 tensor.values = values[name]
+        return graph
+
+    def with_biases(self, biases: Mapping[str, np.ndarray]) -> Graph:
+        """The same graph with other biases, (outputs,), for some Conv and Gemm, by their first outputs."""
+        graph = self.copy() if biases else self
+        for node in graph.nodes if biases else ():
+            array = biases.get(first_output(node))
+            if array is not None and bias_of(node):
+                graph.constants[bias_of(node)] = node.inputs[2].values = array
+            elif array is not None:
+                graph.add_input(node, 2, array)
         return graph
 
     def with_frozen(self, values: Mapping[str, np.ndarray]) -> Graph:
@@ -184,20 +192,6 @@ class Graph:
             node.inputs.append(gs.Variable.empty())
         node.inputs[index] = gs.Constant(name, array)
 
-    def add_to_bias(self, node: gs.Node, shift: np.ndarray) -> str:
-        """Adds to the bias of a Conv or Gemm of this graph, which gets one if it has none. Edits the graph.
-
-        Returns:
-            The name of the bias.
-        """
-        if len(node.inputs) > 2 and node.inputs[2].name:
-            bias = node.inputs[2]
-            bias.values = (bias.values + shift).astype(bias.values.dtype)
-            self.constants[bias.name] = bias.values
-        else:
-            self.add_input(node, 2, shift.astype(node.inputs[1].values.dtype))
-        return str(node.inputs[2].name)
-
     def with_shapes(self, sizes: Mapping[str, Mapping[int, int | None]]) -> Graph:
         """The same graph, its declared shapes corrected: `sizes[tensor][axis]`, None where it varies."""
         import onnx
@@ -232,7 +226,15 @@ class Graph:
 
     def parts(self) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
         """The model, of a large one with references in the place of large weights, and those weights, not copied."""
-        model, arrays = export(self.gs, self.source, self.constants, self.copies)
+        model, arrays = self.skeleton()
+        return model, self.filled(model, arrays)
+
+    def skeleton(self) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+        """The model without the data of its initializers, and those data by name, not copied."""
+        return export(self.gs, self.source, self.constants, self.copies)
+
+    def filled(self, model: onnx.ModelProto, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Puts data into the initializers of a message of this model; gives those that are too large, not copied."""
         least = SHARED_MINIMUM if self.nbytes > LARGE else INLINE_LIMIT
         shared = {}
         for tensor in model.graph.initializer:
@@ -242,7 +244,7 @@ class Graph:
                 shared[tensor.name] = array
             elif array is not None:
                 fill(tensor, array)
-        return model, shared
+        return shared
 
     def without_weights(self, limit: int) -> onnx.ModelProto:
         """The model as it was read, with the present sizes of constants, and the data of those alone that are small.
@@ -302,7 +304,7 @@ class Graph:
             return path
         data = path.with_name(path.name + ".data")
         with replacing(data, path) as (weights, file):
-            model, arrays = export(self.gs, self.source, self.constants, self.copies)
+            model, arrays = self.skeleton()
             for tensor in model.graph.initializer:
                 array = arrays.get(tensor.name, np.zeros(0))
                 if array.nbytes >= EXTERNAL_MINIMUM:
@@ -318,6 +320,11 @@ class Graph:
 def first_output(node: gs.Node) -> str:
     """The name of the first output that a node gives, by which the node is known; leading ones may be left out."""
     return next((str(tensor.name) for tensor in node.outputs if tensor.name), "")
+
+
+def bias_of(node: gs.Node) -> str:
+    """The bias of a Conv or Gemm, "" where it has none."""
+    return str(node.inputs[2].name) if len(node.inputs) > 2 else ""
 
 
 def load(path: Path | str) -> Graph:

@@ -96,6 +96,12 @@ class _Finder:
         for use in structure.uses:
             for leaf in dict.fromkeys(leaves(use.part)):
                 self.uses[use.role][leaf].append(use)
+        self.made = {
+            leaf
+            for use in structure.uses
+            if use.role == "writes"
+            for leaf in leaves(structure.axes[use.weight][use.axis])
+        }
         self.read_at = {leaf: {(use.data, use.output) for use in uses} for leaf, uses in self.uses["reads"].items()}
         self.meetings: dict[Dim, list[Meeting]] = defaultdict(list)
         for meeting in structure.meetings:
@@ -212,7 +218,7 @@ class _Finder:
                 rows = self._rows(site, reader) if reader else None
                 if rows is not None:
                     unit_of = np.where(rows[:, 0] >= 0, unit_of, -1)
-                elif not whole:
+                elif not whole and not (reader and reader.op == "Conv"):  # which reads one group after the other
                     continue
             found.append(States(site, unit_of, rows))
         return tuple(found)
@@ -258,8 +264,8 @@ class _Finder:
         return Site(tensor, axis, rank, layout.size // (outer * inner), outer, inner, repeats)
 
     def _positions(self, factors: list[Layout]) -> list[Layout]:
-        """The first factors of a product that no weight writes; one factor at least is left over."""
-        taken = itertools.takewhile(lambda f: not any(self.uses["writes"][leaf] for leaf in leaves(f)), factors)
+        """The first factors of a product that no weight makes; one factor at least is left over."""
+        taken = itertools.takewhile(lambda f: self.made.isdisjoint(leaves(f)), factors)
         return list(taken)[: len(factors) - 1]
 
     def _before_nonlinearity(self, use: Use, leaf: Dim) -> list[Site]:

@@ -21,7 +21,9 @@ import numpy as np
 from onnxprune.graph import Graph, first_output
 from onnxprune.plans import check_units
 from onnxprune.records import KeptIndices, Plan
+from onnxprune.sharing import names_in, unused
 from onnxprune.units import Units
+from onnxprune.writing import shorten_domains
 
 if TYPE_CHECKING:
     import onnx
@@ -59,31 +61,34 @@ def _mask_nodes(model: onnx.ModelProto, units: Units, plan: Plan) -> None:
     """Puts a mask behind every input and every node of a message that holds removed positions."""
     from onnx import numpy_helper, shape_inference
 
+    shorten_domains(model)
     inferred = shape_inference.infer_shapes(model).graph
     infos = (*inferred.value_info, *inferred.input, *inferred.output)
-    masker = _Masker(model.graph, units, plan, {info.name: info.type.tensor_type.elem_type for info in infos})
+    types = {info.name: info.type.tensor_type.elem_type for info in infos}
+    masker = _Masker(model.graph, units, plan, types, unused(":", names_in(model.graph)))
     own = _own_readers(units.graph, plan)
     fills = _zero_points(model)
     nodes: list[onnx.NodeProto] = []
-    hidden = {name: f"{name}:kept" for name in units.graph.inputs if name in plan.activations}
+    mark = masker.mark
+    hidden = {name: f"{name}{mark}kept" for name in units.graph.inputs if name in plan.activations}
     for name, kept in hidden.items():
         nodes += masker.masked(name, name, kept, "")
     for node in model.graph.node:
         node.input[:] = [hidden.get(name, name) for name in node.input]
         narrow = node.output[0] in plan.inexact
-        nodes += [*(_gathered(node, units, plan, model.graph) if narrow else ()), node]
+        nodes += [*(_gathered(node, units, plan, masker) if narrow else ()), node]
         for i, array in own.get(next(filter(None, node.output), ""), {}).items():
-            node.input[i] = f"{node.input[i]}:{len(model.graph.initializer)}"
+            node.input[i] = f"{node.input[i]}{mark}{len(model.graph.initializer)}"
             model.graph.initializer.append(numpy_helper.from_array(array, node.input[i]))
         for i, name in enumerate(node.output):
             if name not in plan.activations:
                 continue
-            node.output[i] = whole = f"{name}:whole"
+            node.output[i] = whole = f"{name}{mark}whole"
             if narrow and (static := masker.static(name)):
-                node.output[i] = f"{name}:kept"
+                node.output[i] = f"{name}{mark}kept"
                 shape = masker.shape(name)
                 spread = {axis: _spread(kept, shape[axis]) for axis, kept in static.items()}
-                nodes += _taken(node.output[i], whole, spread, model.graph)
+                nodes += _taken(node.output[i], whole, spread, masker)
             nodes += masker.masked(name, whole, name, fills.get(name, ""))
     del model.graph.node[:]
     model.graph.node.extend(nodes)
@@ -92,21 +97,22 @@ def _mask_nodes(model: onnx.ModelProto, units: Units, plan: Plan) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Masker:
-    """Makes the nodes that mask tensors of a graph, of these element types."""
+    """Makes the nodes that mask tensors of a graph, of these element types; the names that it makes have the mark."""
 
     graph: onnx.GraphProto
     units: Units
     plan: Plan
     types: Mapping[str, int]
+    mark: str
 
     def shape(self, name: str) -> list[int]:
         """The shape of a tensor in the observed run."""
         return [axis.size for axis in self.units.structure.axes[name]]
 
     def static(self, name: str) -> KeptIndices:
-        """What is kept of a tensor along axes whose size does not vary."""
+        """What is not masked of a tensor along axes whose size does not vary."""
         periods = self.plan.periods.get(name, {})
-        return {axis: kept for axis, kept in self.plan.activations[name].items() if axis not in periods}
+        return {axis: kept for axis, kept in unmasked(self.plan, name).items() if axis not in periods}
 
     def masked(self, name: str, source: str, result: str, fill: str) -> Iterator[onnx.NodeProto]:
         """Nodes that give a tensor without what a plan removes of it.
@@ -124,22 +130,22 @@ class _Masker:
         mask = _mask_array(shape, self.static(name))
         if self.units.graph.opset() < 9:  # Where came with opset 9
             mask = mask.astype(helper.tensor_dtype_to_np_dtype(kind))
-        keep = f"{name}:keep"
+        keep = f"{name}{self.mark}keep"
         self.graph.initializer.append(numpy_helper.from_array(mask, keep))
         for axis, period in periods.items():
-            repeated = _mask_array([period], {0: self.plan.activations[name][axis]})
-            made, constants = _repeated(repeated, source, axis, len(shape))
+            repeated = _mask_array([period], {0: unmasked(self.plan, name)[axis]})
+            made, constants = _repeated(repeated, source, f"{name}{self.mark}{axis}", axis, len(shape))
             yield from made
-            yield helper.make_node("And", [keep, made[-1].output[0]], [f"{keep}:{axis}"])
+            yield helper.make_node("And", [keep, made[-1].output[0]], [f"{keep}{axis}"])
             self.graph.initializer.extend(constants)
-            keep = f"{keep}:{axis}"
+            keep = f"{keep}{axis}"
         if self.units.graph.opset() < 9:
             yield helper.make_node("Mul", [source, keep], [result])
         elif kind == TensorProto.BOOL:
             yield helper.make_node("And", [source, keep], [result])
         else:  # not a product, in which 0 x inf would stay
             if not fill:
-                fill = f"{name}:zero"
+                fill = f"{name}{self.mark}zero"
                 self.graph.initializer.append(helper.make_tensor(fill, kind, [], [0]))
             yield helper.make_node("Where", [keep, source, fill], [result])
 
@@ -173,19 +179,19 @@ MOVES = frozenset({"Concat", "Flatten", "MaxPool", "Reshape", "Slice", "Split", 
 
 
 def _repeated(
-    mask: np.ndarray, tensor: str, axis: int, rank: int
+    mask: np.ndarray, tensor: str, name: str, axis: int, rank: int
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     """Nodes that repeat a mask along an axis whose size only the run knows, and the constants that they need.
 
     Args:
         mask: (period,) bool.
         tensor: the tensor.
+        name: what the names of the nodes begin with.
         axis: the axis.
         rank: how many axes the tensor has; the last node gives a mask that broadcasts over the others.
     """
     from onnx import helper, numpy_helper
 
-    name = f"{tensor}:{axis}"
     shape = [-1 if i == axis else 1 for i in range(rank)]
     values = {"mask": mask, "axis": axis, "zero": 0, "one": 1, "period": len(mask), "shape": shape}
     constants = [
@@ -203,29 +209,30 @@ def _repeated(
     return [helper.make_node(op, inputs, [f"{name}:{made}"]) for op, inputs, made in steps], constants
 
 
-def _gathered(node: onnx.NodeProto, units: Units, plan: Plan, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+def _gathered(node: onnx.NodeProto, units: Units, plan: Plan, masker: _Masker) -> list[onnx.NodeProto]:
     """Lets a node read the kept positions of its inputs alone; gives the nodes that take them."""
     nodes = []
     twin = next(n for n in units.graph.nodes if n.outputs[0].name == node.output[0])
     for i, tensor in enumerate(twin.inputs):  # constants that the file shares have names of their own there
-        kept = plan.activations.get(tensor.name) or plan.initializers.get(tensor.name, {})
+        kept = unmasked(plan, tensor.name)
         kept = {axis: positions for axis, positions in kept.items() if axis not in plan.periods.get(tensor.name, {})}
         if kept:
-            name = f"{node.output[0]}:kept{i}"
-            nodes += _taken(node.input[i], name, kept, graph)
+            name = f"{node.output[0]}{masker.mark}kept{i}"
+            nodes += _taken(node.input[i], name, kept, masker)
             node.input[i] = name
     return nodes
 
 
-def _taken(source: str, result: str, indices: KeptIndices, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+def _taken(source: str, result: str, indices: KeptIndices, masker: _Masker) -> list[onnx.NodeProto]:
     """Nodes that take positions of a tensor, axis by axis."""
     from onnx import helper, numpy_helper
 
     nodes = []
     for i, (axis, positions) in enumerate(indices.items(), 1):
-        graph.initializer.append(numpy_helper.from_array(np.array(positions, np.int64), f"{result}:{axis}"))
-        output = result if i == len(indices) else f"{result}:{axis}taken"
-        nodes.append(helper.make_node("Gather", [source, f"{result}:{axis}"], [output], axis=axis))
+        at = f"{result}{masker.mark}{axis}"
+        masker.graph.initializer.append(numpy_helper.from_array(np.array(positions, np.int64), at))
+        output = result if i == len(indices) else f"{at}taken"
+        nodes.append(helper.make_node("Gather", [source, at], [output], axis=axis))
         source = output
     return nodes
 
@@ -247,10 +254,16 @@ def _own_readers(graph: Graph, plan: Plan) -> dict[str, dict[int, np.ndarray]]:
         name = node.inputs[index].name if index is not None else ""
         axis = graph.constants[name].ndim - 1 if index is not None and name in graph.constants else -1
         if index is not None and axis in plan.initializers.get(name, {}):
-            keep = _mask_array(list(graph.constants[name].shape), {axis: plan.initializers[name][axis]})
+            keep = _mask_array(list(graph.constants[name].shape), {axis: unmasked(plan, name)[axis]})
             masked = np.where(keep, graph.constants[name], graph.constants[name].dtype.type(0))
             found[first_output(node)] = {index: masked}
     return found
+
+
+def unmasked(plan: Plan, name: str) -> KeptIndices:
+    """The positions of a tensor that hold what they held: those that are kept, and those that go without a trace."""
+    kept, spared = plan.activations.get(name) or plan.initializers.get(name, {}), plan.spared.get(name, {})
+    return {axis: tuple(sorted({*positions, *spared.get(axis, ())})) for axis, positions in kept.items()}
 
 
 def _mask_array(shape: list[int], kept: KeptIndices) -> np.ndarray:

@@ -93,6 +93,8 @@ def top1(session: Session, batches: Iterable[Batch]) -> tuple[float, int]:
 
 def _classes(output: np.ndarray, batch: Batch) -> np.ndarray | None:
     """The chosen class of each sample; None where the output is not (samples, classes)."""
+    if not isinstance(output, np.ndarray):
+        return None
     usable = output.ndim == 2 and len(output) == batch.rows and output.shape[1] > 1 and output.dtype.kind == "f"
     return output[: batch.real].argmax(axis=1) if usable else None
 
@@ -119,8 +121,9 @@ def quality(
     for batch in batches:
         outputs = [session.run(batch.feeds) for session in (before, after)]
         for a, b in zip(*outputs, strict=True):
-            if a.dtype.kind == "f" and a.shape == b.shape:
-                gap = np.abs(a.astype(np.float64) - b)
+            if isinstance(a, np.ndarray) and a.dtype.kind == "f" and a.shape == b.shape:
+                numbers = np.isfinite(a) & np.isfinite(b)
+                gap = np.abs(a[numbers].astype(np.float64) - b[numbers])
                 difference = max(difference, float(np.max(gap, initial=0.0)))
         chosen = [_classes(out[0], batch) for out in outputs]
         samples += batch.real

@@ -209,8 +209,14 @@ def dtype_of(name: str, kind: str) -> type:
     return DTYPES[kind]
 
 
-def synthetic(session: Session, sizes: Mapping[tuple[str, int], int], sample: Feeds | None = None) -> Feeds:
-    """One batch of inputs of given sizes: rows of the sample repeated, or else normal numbers, zeros and trues.
+def synthetic(
+    session: Session,
+    sizes: Mapping[tuple[str, int], int],
+    sample: Feeds | None = None,
+    ranges: Mapping[str, int] | None = None,
+    rows: int | None = None,
+) -> Feeds:
+    """One batch of inputs of given sizes: rows of the sample repeated, or else normal numbers, indices and trues.
 
     Nothing is hidden by a mask: of what is hidden everywhere, attention makes no numbers.
 
@@ -218,11 +224,14 @@ def synthetic(session: Session, sizes: Mapping[tuple[str, int], int], sample: Fe
         session: says which inputs there are.
         sizes: the size of each symbolic axis, by (input, axis).
         sample: rows to repeat.
+        ranges: for inputs that are indices, how many rows their table has; others are zero.
+        rows: how many samples there shall be, where the inputs fix it, for batches to be cut from.
     """
     generator = np.random.default_rng(0)
-    feeds = {}
+    feeds: dict[str, np.ndarray] = {}
     for name, kind, shape in session.inputs:
         full = tuple(size if isinstance(size, int) else sizes[name, axis] for axis, size in enumerate(shape))
+        full = (rows, *full[1:]) if rows and full else full
         dtype = dtype_of(name, kind)
         if sample is not None:
             feeds[name] = np.resize(sample[name], full)
@@ -231,7 +240,7 @@ def synthetic(session: Session, sizes: Mapping[tuple[str, int], int], sample: Fe
         elif "float" in kind or "double" in kind:
             feeds[name] = generator.standard_normal(full).astype(dtype)
         else:
-            feeds[name] = np.zeros(full, dtype)
+            feeds[name] = generator.integers(0, (ranges or {}).get(name, 1), full).astype(dtype)
     return feeds
 
 

@@ -20,10 +20,11 @@ from onnxprune.findings import Latency, Report
 from onnxprune.graph import Graph
 from onnxprune.grouping import AllowIO, find_units
 from onnxprune.records import Moments, Plan, Scores
+from onnxprune.report import unproved
 from onnxprune.run import QUALITY_BATCH, Feeding, Progress, Ranking, Run, as_graph, counted, quiet
 from onnxprune.runtime import Session
 from onnxprune.selection import CONVOLUTION_MULTIPLE, Budget, Limits, select
-from onnxprune.surgery import remove, verify
+from onnxprune.surgery import remove
 from onnxprune.units import Units
 from onnxprune.validation import COUNT, validate
 
@@ -131,7 +132,7 @@ def score(
     """
     run = Run(model, data, feeding or Feeding(), progress or quiet, residual=residual, allow_io=allow_io)
     moments = run.calibrate(run.graph)
-    run.fold(moments)
+    run.note_hints(moments)
     return Scored(run.units, moments, run.score(moments, {}, ranking or Ranking()), run.notes)
 
 
@@ -172,14 +173,14 @@ def prune(
         scores = run.rank(compact, plan, keep, ranking)
         first = first or scores
         keep = select(run.units, scores, _part(budget, step / method.rounds), method.limits, start=keep)
-        plan = run.units.plan(keep, _settings(budget, ranking, method, run))
+        plan = run.plan(keep, _settings(budget, ranking, method, run))
         compact = remove(run.units.graph, plan)
-        difference = verify(run.units, plan, compact, run.proof)
         run.progress("rounds", step, method.rounds)
     assert first is not None
     assert plan is not None
+    proof = run.prove(plan, compact)
     report = Report(run.cost({}, run.graph), run.cost(keep, compact), unrefit=run.quality(compact, plan))
-    notes = [*run.notes, *([_inexact(method)] if plan.inexact else []), *_changed(plan, compact)]
+    notes = [*run.notes, *([_inexact(method)] if plan.inexact else []), *_changed(plan, compact), *unproved(proof)]
     if method.refit:
         compact, nodes = run.refit(plan, compact)
         run.check_finite(compact)
@@ -192,8 +193,8 @@ def prune(
         notes += _slow(timed, method.limits.round_to)
         report = replace(report, latency=timed)
     rows = tuple(run.row(name, keep, first) for name in run.units.groups)
-    report = replace(report, groups=rows, settings=plan.settings, verified=difference, notes=tuple(notes))
-    return Pruned(compact, replace(plan, merged=run.merged(keep)), report, first)
+    report = replace(report, groups=rows, settings=plan.settings, proof=proof, notes=tuple(notes))
+    return Pruned(compact, plan, report, first)
 
 
 def _inexact(method: Method) -> str:
@@ -234,7 +235,7 @@ def _settings(budget: Budget, ranking: Ranking, method: Method, run: Run) -> dic
         "residual": method.residual,
         **({"allow_io": list(method.allow_io)} if method.allow_io else {}),
         "data": run.data.source,
-        "samples": run.feeding.samples,
+        "samples": run.samples,
     }
 
 

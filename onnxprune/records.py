@@ -256,7 +256,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """The value of a tensor that was computed from sizes.
+    """The value of a tensor that a plan states in full.
 
     Attributes:
         dtype: its numpy type.
@@ -273,9 +273,18 @@ class Frozen:
         if math.prod(self.shape) != len(self.values):
             raise PlanError(f"a frozen tensor of the plan has the shape {self.shape} and {len(self.values)} numbers.")
 
+    @classmethod
+    def of(cls, array: np.ndarray) -> Frozen:
+        """The record of an array."""
+        return cls(array.dtype.name, list(array.shape), array.ravel().tolist())  # type: ignore[arg-type]
+
     def array(self) -> np.ndarray:
         """The value as an array."""
         return np.array(self.values, self.dtype).reshape(self.shape)
+
+
+TABLES = ("initializers", "activations", "periods", "merged", "constant", "joined", "spared")
+"""Tables of a plan whose inner keys are numbers, which in JSON are texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +301,12 @@ class Plan:
         copies: constants that the file shares between uses, and which the compact model holds apart.
         periods: sizes of the activation axes on which the kept indices repeat, such as the heads of batch x heads.
         omitted: optional inputs of zeros that are left out, as indices, by the first output of the node.
-        merged: units that were removed because another unit is equal to them, by group: {unit: its equal}.
+        merged: units that went without a trace because another unit is equal to them, by group: {unit: its equal}.
+        constant: units that went without a trace because they are one number for every input, by group: {unit: number}.
+        joined: by constant and axis the pairs (from, into) of positions that are added up before the constant is cut.
+        biases: by first output of a node the bias that it has instead of its own, cut already.
+        spared: positions that go but are not masked in the original that the compact model equals, since nothing is
+            lost with them, by tensor and axis.
         inexact: first outputs of the nodes whose statistics run over the kept positions alone.
         settings: how the plan was made.
     """
@@ -307,6 +321,10 @@ class Plan:
     periods: Mapping[str, Mapping[int, Annotated[int, COUNT]]] = field(default_factory=dict)
     omitted: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     merged: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    constant: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    joined: Mapping[str, Mapping[int, tuple[tuple[int, int], ...]]] = field(default_factory=dict)
+    biases: Mapping[str, Frozen] = field(default_factory=dict)
+    spared: Mapping[str, KeptIndices] = field(default_factory=dict)
     inexact: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -335,6 +353,13 @@ class Plan:
                 "periods": {name: {str(axis): n for axis, n in by.items()} for name, by in self.periods.items()},
                 "omitted": {node: list(inputs) for node, inputs in self.omitted.items()},
                 "merged": {g: {str(a): b for a, b in units.items()} for g, units in self.merged.items()},
+                "constant": {g: {str(a): x for a, x in units.items()} for g, units in self.constant.items()},
+                "joined": {
+                    name: {str(axis): [list(pair) for pair in pairs] for axis, pairs in by.items()}
+                    for name, by in self.joined.items()
+                },
+                "biases": {name: asdict(bias) for name, bias in self.biases.items()},
+                "spared": axes(self.spared),
                 "inexact": list(self.inexact),
                 "settings": dict(self.settings),
             },
@@ -357,11 +382,12 @@ class Plan:
             data = json.loads(Path(path).read_text())
             if data.pop("schema") != "onnxprune.plan/1":
                 raise KeyError("schema")
-            for table in ("initializers", "activations", "periods", "merged"):  # JSON has no keys but texts
+            for table in TABLES:
                 data[table] = {name: {int(key): x for key, x in by.items()} for name, by in data[table].items()}
             data["groups"] = {name: (group["units"], group["kept"]) for name, group in data["groups"].items()}
             data["numbers"] = [Written(**number) for number in data["numbers"]]
-            data["frozen"] = {name: Frozen(**frozen) for name, frozen in data["frozen"].items()}
+            for arrays in ("frozen", "biases"):
+                data[arrays] = {name: Frozen(**frozen) for name, frozen in data[arrays].items()}
             return cls(**data)
         except PlanError as error:
             raise PlanError(f"{path}: {error}") from error

@@ -6,9 +6,12 @@ import json
 import math
 from collections.abc import Sequence
 
-from onnxprune.findings import GroupRow, Latency, Quality, Report
+from onnxprune.findings import GroupRow, Latency, Proof, Quality, Report
 from onnxprune.records import NOT_EXACT, Group, Scores, reference
 from onnxprune.units import Units
+
+SHOWN = 5
+"""Names that a note lists."""
 
 
 def table(rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()) -> str:
@@ -64,9 +67,33 @@ def summary(report: Report) -> str:
         lines.append(_conditions(report.latency))
     if quality:
         lines.append(f"Outputs: {quality.samples:,} samples of {quality.source}.")
-    if report.verified is not None:
-        lines.append(f"Verified: equal to {reference(exact=report.exact)}, largest difference {report.verified:.1e}.")
+    if report.proof:
+        proof = report.proof
+        lines.append(
+            f"Verified: equal to {reference(exact=report.exact)} in {proof.tensors:,} tensors on {proof.samples} "
+            f"samples; largest difference of an output {proof.difference:.1e} of its values."
+        )
     return "\n".join([*lines, *report.notes])
+
+
+def unproved(proof: Proof) -> list[str]:
+    """What to say where the proof could not see everything."""
+    notes = []
+    if proof.random:
+        notes.append(f"Outputs that are other numbers in every run could not be compared: {', '.join(proof.random)}.")
+    for name, by in proof.moved.items():
+        much = f"by {by:.2g} of its values" if by is not None else "to other classes, or what is no number"
+        notes.append(f"ONNX Runtime's optimizations move output '{name}' {much}; without them it is equal.")
+    reasons: dict[str, list[str]] = {}
+    for weight, because in proof.unseen.items():
+        reasons.setdefault(because, []).append(weight)
+    for because, weights in reasons.items():
+        shown = ", ".join(weights[:SHOWN]) + (f" and {len(weights) - SHOWN} more" if len(weights) > SHOWN else "")
+        notes.append(
+            f"The proof did not see {len(weights)} of {proof.weights} weights that were cut, since on its inputs "
+            f"{because}: {shown}."
+        )
+    return notes
 
 
 def _outputs(quality: Quality, how: str) -> list[list[str]]:

@@ -181,7 +181,9 @@ class _Selection:
         self.allowed = allowed_groups(units, limits)
         self.pools = _pools(units, self.allowed, limits)
         self.start = {n: np.array(start.get(n, mask)) for n, mask in units.whole().items() if n in self.allowed}
-        self.floors = {n: max(1, math.ceil(g.size * limits.floor - 1e-9)) for n, g in self.allowed.items()}
+        self.vital = self._vital()
+        floors = {n: math.ceil(g.size * limits.floor - 1e-9) for n, g in self.allowed.items()}
+        self.floors = {n: max(1, len(self.vital[n]), floor) for n, floor in floors.items()}
 
     def run(self) -> Keep:
         """The masks that meet the budget."""
@@ -207,10 +209,21 @@ class _Selection:
         reachable = math.ceil(1000 * left) / 1000
         return f"--macs {self.budget.share:g} cannot be reached: at least {reachable:g} must remain; {cure}."
 
+    def _vital(self) -> dict[str, set[int]]:
+        """Units without which a tensor would have no positions: of those that could stay for it the best."""
+        found: dict[str, set[int]] = {name: set() for name in self.allowed}
+        for units in self.units.vital():
+            if all(name in self.allowed for name, _ in units):
+                present = [(name, unit) for name, unit in units if self.start[name][unit]]
+                name, unit = max(present, key=lambda place: (self.scores.by_group[place[0]][place[1]], place))
+                found[name].add(unit)
+        return found
+
     def _order(self, name: str) -> list[int]:
-        """The units of a group that are still there, worst first, equal ones by index."""
-        values = self.scores.by_group[name]
-        return sorted(map(int, np.flatnonzero(self.start[name])), key=lambda unit: (values[unit], unit))
+        """The units of a group that are still there, worst first, equal ones by index, those that must stay last."""
+        values, vital = self.scores.by_group[name], self.vital[name]
+        present = map(int, np.flatnonzero(self.start[name]))
+        return sorted(present, key=lambda unit: (unit in vital, values[unit], unit))
 
     def _shares(self, share: float) -> Keep:
         """The same share of every group goes; pools are rounded to the nearest multiple."""
@@ -224,7 +237,7 @@ class _Selection:
             for name, count in zip(pool.groups, wanted, strict=True):
                 order = self._order(name)
                 keep[name] = self.start[name].copy()
-                keep[name][order[: max(len(order) - max(count, 1), 0)]] = False
+                keep[name][order[: max(len(order) - max(count, 1, len(self.vital[name])), 0)]] = False
         return keep
 
     def _uniform(self, target: float) -> Keep:

@@ -34,7 +34,7 @@ def names_in(graph: onnx.GraphProto) -> set[str]:
     """Names of all tensors of a graph, those inside of bodies included."""
     import onnx
 
-    names = {tensor.name for tensor in (*graph.input, *graph.output, *graph.initializer)}
+    names = {tensor.name for tensor in (*graph.input, *graph.output, *graph.initializer, *graph.value_info)}
     names |= {tensor.values.name for tensor in graph.sparse_initializer}
     for node in graph.node:
         names.update(node.input, node.output)
@@ -43,6 +43,13 @@ def names_in(graph: onnx.GraphProto) -> set[str]:
                 bodies = [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs
                 names = names.union(*map(names_in, bodies))
     return names
+
+
+def unused(mark: str, names: Collection[str]) -> str:
+    """A mark that none of some names contains, so that names with it are new: the one given, or with primes."""
+    while any(mark in name for name in names):
+        mark += "'"
+    return mark
 
 
 def unshare(

@@ -1,4 +1,4 @@
-"""Removing positions, and the check that the result computes what the masked original does.
+"""Removing positions from a model.
 
 `remove` compresses constants along their axes and brings the numbers up to date that count positions.
 """
@@ -6,30 +6,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxprune.errors import VerificationError
 from onnxprune.graph import Graph, first_output
-from onnxprune.masking import ZERO_POINTS, masked_parts
 from onnxprune.overrides import override
-from onnxprune.plans import check_plan, check_units
-from onnxprune.precision import is_half
-from onnxprune.records import Plan, Written, reference
-from onnxprune.runtime import Feeds, Session
-from onnxprune.units import Units
-from onnxprune.writing import Message
+from onnxprune.plans import check_plan
+from onnxprune.records import Plan, Written
+from onnxprune.runtime import Feeds
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
-
-TOLERANCE = 1e-4
-"""Largest difference between the compact and the masked model, relative to the largest output (1 at least)."""
-
-
-QUANTUM = 0.02
-"""The same where activations are quantized: two steps of eight bits, for sums that lie at a tie and are rounded."""
 
 
 def remove(graph: Graph, plan: Plan) -> Graph:
@@ -54,6 +43,8 @@ def remove(graph: Graph, plan: Plan) -> Graph:
             values[number.constant].flat[number.index] = number.value
         else:
             by_node[number.node].append(number)
+    for name, pairs in plan.joined.items():
+        values[name] = join(values.get(name, graph.constants[name]), pairs)
     for name, axes in plan.initializers.items():
         array = values.get(name, graph.constants[name])
         for axis, kept in axes.items():
@@ -66,7 +57,22 @@ def remove(graph: Graph, plan: Plan) -> Graph:
     out = graph.with_constants(values).with_shapes(sizes).with_frozen(frozen).without_inputs(plan.omitted)
     for node in out.nodes:
         _write_numbers(node, by_node.get(first_output(node), []), out)
-    return out
+    return out.with_biases({output: bias.array() for output, bias in plan.biases.items()})
+
+
+def join(array: np.ndarray, axes: Mapping[int, Sequence[tuple[int, int]]]) -> np.ndarray:
+    """Adds positions of a constant to others, in float64, axis by axis and pair by pair.
+
+    Args:
+        array: the constant.
+        axes: by axis the pairs (from, into) of positions.
+    """
+    wide = np.array(array, np.float64)
+    for axis, pairs in sorted(axes.items()):
+        rows = np.moveaxis(wide, axis, 0)
+        for source, into in pairs:
+            rows[into] += rows[source]
+    return wide.astype(array.dtype)
 
 
 def _write_numbers(node: gs.Node, numbers: list[Written], graph: Graph) -> None:
@@ -107,88 +113,3 @@ def cut(array: np.ndarray, name: str, plan: Plan) -> np.ndarray:
 def fed(plan: Plan, feeds: Feeds) -> Feeds:
     """The inputs of a compact model, cut from those of the original where a plan lets inputs shrink."""
     return {name: cut(array, name, plan) for name, array in feeds.items()}
-
-
-def verify(units: Units, plan: Plan, compact: Graph, feeds: Feeds, *, device: str = "cpu") -> float:
-    """Runs the compact model against the masked original, in which normalizations run over what is kept.
-
-    Args:
-        units: the original.
-        plan: what was removed.
-        compact: the result of `remove`.
-        feeds: an array for each input.
-        device: where to run both.
-
-    Returns:
-        The largest absolute difference of any output.
-
-    Raises:
-        VerificationError: they differ; the message names the first tensor that does.
-    """
-    check_units(units, plan)
-    masked, shared = masked_parts(units, plan)
-    whole = Message.of(masked, shared, single=True)
-    small = compact.message(single=True)
-    quantized = is_quantized(units.graph)
-    allowed = QUANTUM if quantized else TOLERANCE
-    if whole.widened:
-        Session(compact.message(), device=device).run(fed(plan, feeds))  # it must run as it is, too
-        feeds = {name: _single(array) for name, array in feeds.items()}
-    outputs = units.graph.outputs
-    expected, found = (
-        Session(model, device=device, optimize=not quantized).run(given, outputs)
-        for model, given in ((whole, feeds), (small, fed(plan, feeds)))
-    )
-    expected = [cut(x, name, plan) for x, name in zip(expected, outputs, strict=True)]
-    differences = [_difference(a, b) for a, b in zip(expected, found, strict=True)]
-    if all(difference <= allowed for difference in differences):
-        return max((_absolute(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
-    name, difference = _first_difference(units, plan, compact, feeds, allowed)
-    raise VerificationError(
-        f"the compact model differs from {reference(exact=not plan.inexact)}, first in tensor '{name}' (by "
-        f"{difference:.2g} relative to its largest value, {allowed:g} is allowed); nothing was written. Please "
-        "report this with the model."
-    )
-
-
-def is_quantized(graph: Graph) -> bool:
-    """Whether a model rounds activations to integers, so that equal sums may fall to either side of a tie."""
-    return any(node.op in (*ZERO_POINTS, "DynamicQuantizeLinear") for node in graph.nodes)
-
-
-def _single(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.float32) if is_half(array.dtype) else array
-
-
-def _absolute(a: np.ndarray, b: np.ndarray) -> float:
-    if a.dtype.kind not in "f":
-        return float(not np.array_equal(a, b))
-    return float(np.max(np.abs(a.astype(np.float64) - b), initial=0.0))
-
-
-def _difference(a: np.ndarray, b: np.ndarray) -> float:
-    """The largest difference relative to the largest value, 1 at least; infinite where shapes or NaNs differ."""
-    if a.shape != b.shape or not np.array_equal(np.isfinite(a), np.isfinite(b)):
-        return float("inf")
-    finite = np.isfinite(a)
-    return _absolute(a[finite], b[finite]) / max(1.0, float(np.max(np.abs(a[finite]), initial=0.0)))
-
-
-def _first_difference(units: Units, plan: Plan, compact: Graph, feeds: Feeds, allowed: float) -> tuple[str, float]:
-    """The first tensor in the order of the graph that differs, and by how much."""
-    names = [tensor.name for node in compact.nodes for tensor in node.outputs if tensor.name]
-    known = set(units.graph.outputs)
-    masked, shared = masked_parts(units, plan)
-    masked.graph.output.extend(type(masked.graph.output[0])(name=name) for name in names if name not in known)
-    both = [
-        Session(model, device="cpu", optimize=False).run(given, names)
-        for model, given in (
-            (Message.of(masked, shared, single=True), feeds),
-            (compact.message(outputs=names, single=True), fed(plan, feeds)),
-        )
-    ]
-    for name, whole, small in zip(names, *both, strict=True):
-        whole = cut(whole, name, plan)
-        if isinstance(whole, np.ndarray) and (difference := _difference(whole, small)) > allowed:
-            return name, difference
-    return compact.outputs[0], float("nan")

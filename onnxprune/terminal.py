@@ -133,7 +133,7 @@ allow_io = click.option(
 residual = click.option("--residual", is_flag=True, help="Also the residual width under normalization: not exact.")
 feeding_options = options(
     click.option("--data", help="Samples: .npz, .npy, a folder of .npz, or script.py[:function]."),
-    click.option("--samples", default=1024, show_default=True, help="Most samples to calibrate on."),
+    click.option("--samples", type=int, help="Most samples to calibrate on.  [default: 1024, or 32 that are made up]"),
     click.option("--batch", default=32, show_default=True, help="Samples in a run."),
     click.option("--stride", default=1, show_default=True, help="Take every which position of an image or text."),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N, tensorrt or openvino."),
@@ -204,7 +204,7 @@ def feeding_of(values: dict[str, Any]) -> Feeding:
     from onnxprune.run import Feeding
 
     for name in ("samples", "batch", "stride"):
-        if values[name] < 1:
+        if values[name] is not None and values[name] < 1:
             raise click.BadParameter(f"{values[name]} is too small; give 1 or more.", param_hint=f"--{name}")
     return Feeding(**{name: values.pop(name) for name in FEEDING})
 

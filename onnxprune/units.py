@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.axes import Dim, Layout, Product, keep_mask, leaves, product, resolve
+from onnxprune.axes import Dim, Layout, Product, keep_mask, leaves, pieces, product, resolve
 from onnxprune.costs import Costs
 from onnxprune.errors import PlanError
 from onnxprune.graph import Graph
-from onnxprune.records import Frozen, Group, KeptAxis, Plan, Written
+from onnxprune.records import Frozen, Group, KeptAxis, KeptIndices, Plan, Written
 from onnxprune.structure import Number, Structure
 
 
@@ -73,6 +73,72 @@ class Units:
                 found[node] = (*found.get(node, ()), index)
         return dict(sorted(found.items()))
 
+    def _shrunk(
+        self, masks: Mapping[Dim, np.ndarray]
+    ) -> tuple[dict[str, dict[int, tuple[int, ...]]], dict[str, dict[int, int]]]:
+        """The kept positions of every tensor axis that loses some, and the periods of those whose size varies."""
+        shrunk: dict[str, dict[int, tuple[int, ...]]] = {}
+        periods: dict[str, dict[int, int]] = {}
+        for tensor, i, axis in self._touched(masks):
+            kept = keep_mask(axis, masks)
+            if not kept.all():
+                shrunk.setdefault(tensor, {})[i] = tuple(np.flatnonzero(kept).tolist())
+                if (tensor, i) in self.structure.varying:
+                    periods.setdefault(tensor, {})[i] = len(kept)
+        return shrunk, periods
+
+    def _touched(self, masks: Mapping[Dim, np.ndarray]) -> Iterator[tuple[str, int, Layout]]:
+        """The tensor axes with dims that have a mask, and their layouts, of those whose size varies what repeats."""
+        for tensor, axes in self.structure.axes.items():
+            for i, axis in enumerate(axes):
+                if any(leaf in masks for leaf in leaves(axis)):
+                    yield tensor, i, _period(axis, masks) if (tensor, i) in self.structure.varying else axis
+
+    def spared(self, keep: Mapping[str, np.ndarray], alive: Mapping[str, np.ndarray]) -> dict[str, KeptIndices]:
+        """By tensor and axis, the positions that go with the units that are alive although they are not kept.
+
+        Args:
+            keep: (units,) bool for each group that loses units.
+            alive: the same, with all units that are kept and others.
+        """
+        if all(np.array_equal(keep[name], alive[name]) for name in keep):
+            return {}
+        kept, living = self._masks(keep), self._masks(alive)
+        found: dict[str, dict[int, tuple[int, ...]]] = {}
+        for tensor, i, axis in self._touched(kept):
+            extra = keep_mask(axis, living) & ~keep_mask(axis, kept)
+            if extra.any():
+                found.setdefault(tensor, {})[i] = tuple(np.flatnonzero(extra).tolist())
+        return dict(sorted(found.items()))
+
+    def vital(self) -> list[tuple[tuple[str, int], ...]]:
+        """Sets of units of which one at least must stay, or a tensor would have no position on an axis: (group, unit).
+
+        Only where a part of a group has an axis for itself, as behind a Slice; of a whole group one stays anyway.
+        """
+        first: dict[Dim, tuple[str, int]] = {}
+        for name, members in self.leaves.items():
+            starts = np.cumsum([0, *(leaf.size for leaf in members)])
+            first |= {leaf: (name, int(start)) for leaf, start in zip(members, starts, strict=False)}
+        partial = {leaf for members in self.leaves.values() if len(members) > 1 for leaf in members}
+        found: dict[frozenset[Dim], None] = {}
+        for axes in self.structure.axes.values():
+            for axis in axes:
+                parts = [[leaf for leaf in leaves(piece) if leaf in partial][:1] for piece in pieces(axis)]
+                together = frozenset(leaf for part in parts for leaf in part)
+                if together and all(parts) and not any(together.issuperset(m) for m in self.leaves.values()):
+                    found[together] = None
+        return [
+            tuple((first[leaf][0], first[leaf][1] + i) for leaf in together for i in range(leaf.size))
+            for together in found
+        ]
+
+    def copies_of(self, changed: Collection[str]) -> dict[str, str]:
+        """The origins of copies of constants that may come apart, since the origin or one of its copies changes."""
+        copies = self.graph.copies
+        origins = {copies.get(name, name) for name in changed}
+        return {copy: origin for copy, origin in sorted(copies.items()) if origin in origins}
+
     def plan(self, keep: Mapping[str, np.ndarray], settings: Mapping[str, object] | None = None) -> Plan:
         """Writes down what removing units means for every tensor and every number of the model.
 
@@ -81,7 +147,7 @@ class Units:
             settings: how the plan was made.
 
         Raises:
-            PlanError: a group is unknown, has another size, or would lose all its units.
+            PlanError: a group is unknown, has another size, or would lose all its units, or a tensor all its positions.
         """
         for name, mask in keep.items():
             if name not in self.groups:
@@ -90,18 +156,11 @@ class Units:
                 raise PlanError(f"group '{name}' has {self.groups[name].size} units, the plan speaks of {len(mask)}.")
             if not np.any(mask):
                 raise PlanError(f"group '{name}' would lose all its {len(mask)} units; at least 1 must stay.")
-        masks = self._masks({name: np.asarray(mask, bool) for name, mask in keep.items()})
-        shrunk: dict[str, dict[int, tuple[int, ...]]] = {}
-        periods: dict[str, dict[int, int]] = {}
-        for tensor, axes in self.structure.axes.items():
-            for i, axis in enumerate(axes):
-                if (tensor, i) in self.structure.varying:
-                    axis = _period(axis, masks)
-                kept = keep_mask(axis, masks) if any(leaf in masks for leaf in leaves(axis)) else np.ones(0, bool)
-                if not kept.all():
-                    shrunk.setdefault(tensor, {})[i] = tuple(np.flatnonzero(kept).tolist())
-                    if (tensor, i) in self.structure.varying:
-                        periods.setdefault(tensor, {})[i] = len(kept)
+        masks = self._masks(keep)
+        shrunk, periods = self._shrunk(masks)
+        for tensor, by_axis in shrunk.items():
+            if not all(by_axis.values()):
+                raise PlanError(f"the plan leaves tensor '{tensor}' without positions; keep one of its units at least.")
         constants = self.graph.constants
         numbers = tuple(_written(self.structure.numbers, masks))
         computed = self.structure.computed
@@ -117,8 +176,8 @@ class Units:
             {name: by for name, by in sorted(shrunk.items()) if name in constants},
             {name: by for name, by in sorted(shrunk.items()) if name not in constants},
             numbers,
-            {name: _frozen(computed[name]) for name in sorted(frozen)},
-            {copy: origin for copy, origin in sorted(self.graph.copies.items()) if copy in shrunk},
+            {name: Frozen.of(computed[name]) for name in sorted(frozen)},
+            self.copies_of({*shrunk, *(number.constant for number in numbers)}),
             dict(sorted(periods.items())),
             self._omitted(masks),
             inexact=tuple(
@@ -128,10 +187,6 @@ class Units:
             ),
             settings=dict(settings or {}),
         )
-
-
-def _frozen(array: np.ndarray) -> Frozen:
-    return Frozen(array.dtype.name, list(array.shape), array.ravel().tolist())  # type: ignore[arg-type]
 
 
 def _period(axis: Layout, masks: Mapping[Dim, np.ndarray]) -> Layout:

@@ -53,10 +53,10 @@ SHARE = Within("a share from 0 to 1", 0, 1)
 
 
 NumberType = Literal[
-    "bool", "float16", "float32", "float64",
+    "bool", "bfloat16", "float16", "float32", "float64",
     "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
 ]  # fmt: skip
-"""numpy's types of numbers that models steer shapes by."""
+"""Types of the numbers in a plan, as numpy calls them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ What surgery did not touch is written as it was: nodes keep their doc strings, m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,6 +67,24 @@ class Message(bytes):
         message.arrays = dict(shared)
         message.widened = bool(kinds)
         return message
+
+
+def shorten_domains(model: onnx.ModelProto) -> None:
+    """Calls ONNX's own domain by its short name, in place: its shape inference knows no other."""
+    for entry in model.opset_import:
+        entry.domain = "" if entry.domain == "ai.onnx" else entry.domain
+    for owner in (*_graphs(model.graph), *model.functions):
+        for node in owner.node:
+            node.domain = "" if node.domain == "ai.onnx" else node.domain
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and the bodies in it, at any depth."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                yield from _graphs(body)
 
 
 def _merged(constants: Mapping[str, np.ndarray], copies: Mapping[str, str]) -> dict[str, str]:

@@ -13,8 +13,9 @@ from laws import sizes
 from onnxprune.errors import DataError, ModelError
 from onnxprune.graph import Graph, from_proto
 from onnxprune.grouping import find_units
+from onnxprune.proof import verify
 from onnxprune.runtime import Session
-from onnxprune.surgery import remove, verify
+from onnxprune.surgery import remove
 from onnxprune.units import Units
 
 FLOAT = TensorProto.FLOAT

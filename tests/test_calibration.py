@@ -1,4 +1,4 @@
-"""Moments, criteria, exact removals and refit against numpy."""
+"""Moments, criteria and refit against numpy."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import onnxprune
 from builders import Net
-from onnxprune import report, scoring
+from onnxprune import scoring
 from onnxprune.criteria import CRITERIA
 from onnxprune.errors import DataError, PlanError
-from onnxprune.exact import find_exact, fold
 from onnxprune.graph import Graph
 from onnxprune.grouping import find_units
 from onnxprune.moments import calibrate, merge, spread
-from onnxprune.records import Moments, Scores, Site
+from onnxprune.records import Moments, Site
 from onnxprune.refit import refit
 from onnxprune.runtime import Session
 from onnxprune.scoring import _inverse_diagonal, score
@@ -228,63 +226,6 @@ def test_options_reach_the_spectral_criterion() -> None:
     assert len({tuple(np.round(f, 9)) for f in found}) == len(ways)
 
 
-def spoiled(kind: str) -> Graph:
-    """A dense network with a dead, a constant or a duplicate neuron."""
-    net = Net()
-    h = net.op("Relu", net.dense(net.input("N", 10), 10, 6))
-    graph = net.output(net.dense(h, 6, 5)).graph()
-    w, b = (np.array(graph.constants[name]) for name in ("c0", "c1"))
-    if kind == "duplicate":
-        w[:, 4], b[4] = w[:, 1], b[1]
-    else:
-        w[:, 4], b[4] = 0, -1 if kind == "dead" else 2
-    return graph.with_constants({"c0": w, "c1": b})
-
-
-@pytest.mark.parametrize("kind", ["dead", "constant", "duplicate"])
-def test_exact_units_go_without_a_trace(kind: str) -> None:
-    units = find_units(spoiled(kind))
-    moments = calibrate(units.graph, sites(units), batches(X, 50))
-    exact = find_exact(units, moments)
-    assert exact["c0"].units == {4}
-    assert {"dead": exact["c0"].dead, "constant": exact["c0"].constant, "duplicate": exact["c0"].twin}[kind]
-    folded = fold(units, exact)
-    compact = remove(folded.graph, folded.plan({"c0": np.arange(6) != 4}))
-    outputs = [Session(g.message(), device="cpu").run({"x0": X})[0] for g in (units.graph, folded.graph, compact)]
-    np.testing.assert_allclose(outputs[1], outputs[0], atol=1e-5)
-    np.testing.assert_allclose(outputs[2], outputs[0], atol=1e-5)
-
-
-def test_units_that_change_no_output_have_no_score_and_are_counted() -> None:
-    scored = onnxprune.score(spoiled("dead"), {"x0": X})
-    assert "1 change no output and go first" in report.scored(scored.units, scored.scores)
-    gone = Scores("spectral", {"c0": np.full(6, -np.inf)})
-    shown = report.scored(scored.units, gone)
-    assert "6 change no output and go first" in shown and not {"nan", "inf", "-inf"} & set(shown.split())
-
-
-def test_constants_reach_a_convolution_without_bias_but_not_through_padding() -> None:
-    for pads, taken in (([0, 0, 0, 0], True), ([1, 1, 1, 1], False)):
-        net = Net()
-        h = net.op("Relu", net.conv(net.input("N", 2, 4, 4), 2, 6))
-        h = net.op("Relu", net.op("Conv", h, net.weight(5, 6, 3, 3), pads=pads))
-        graph = net.output(net.conv(h, 5, 2)).graph()
-        w, b = (np.array(graph.constants[name]) for name in ("c0", "c1"))
-        w[3], b[3] = 0, 2
-        units = find_units(graph.with_constants({"c0": w, "c1": b}))
-        x = np.random.default_rng(0).standard_normal((9, 2, 4, 4)).astype("f")
-        exact = find_exact(units, calibrate(units.graph, sites(units), batches(x, 9)))
-        assert (3 in exact.get("c0").constant if "c0" in exact else False) is taken
-        if taken:
-            folded = fold(units, exact)
-            second = list(units.groups)[1]
-            compact = remove(folded.graph, folded.plan({"c0": np.arange(6) != 3}))
-            outputs = [Session(g.message(), device="cpu").run({"x0": x})[0] for g in (units.graph, compact)]
-            np.testing.assert_allclose(outputs[1], outputs[0], atol=1e-5)
-            both = {"c0": np.arange(6) != 3, second: np.arange(5) < 2}  # the new bias is cut with its outputs
-            remove(folded.graph, folded.plan(both)).message()
-
-
 def test_refit_of_a_grouped_convolution_stays_within_its_groups() -> None:
     """Each group is a least-squares problem of its own, against numpy."""
     net = Net()
@@ -348,3 +289,41 @@ def test_rounding_errors_of_a_covariance_leave_positive_costs() -> None:
     assert np.isfinite(diagonal).all() and (diagonal > 0).all()
     definite = noise @ noise.T + np.eye(6)
     np.testing.assert_allclose(_inverse_diagonal(definite), np.diag(np.linalg.inv(definite)))
+
+
+def test_groups_of_a_convolution_that_stay_are_no_positions() -> None:
+    """Three groups because the image has three channels: their states are features, and refit keeps to each group."""
+    net = Net()
+    h = net.op("Relu", net.conv(net.input("N", 3, 4, 4), 3, 12, group=3))
+    units = find_units(net.output(net.conv(h, 12, 9, group=3)).graph())
+    (group,) = units.groups.values()
+    assert group.size == 4 and not group.linear
+    (reader,) = group.readers
+    assert (reader.site.features, reader.site.outer) == (12, 1)
+    x = np.random.default_rng(3).standard_normal((30, 3, 4, 4)).astype("f")
+    moments = calibrate(units.graph, sites(units), batches(x, 30))
+    scores = {
+        criterion: score(units, moments, units.graph.constants, {}, criterion=criterion).by_group[group.name]
+        for criterion in CRITERIA
+    }
+    assert all(np.isfinite(found).all() for found in scores.values())
+    plan = units.plan({group.name: np.array([1, 0, 1, 1], bool)})
+    compact = remove(units.graph, plan)
+    better, nodes = refit(units, plan, compact, lambda: batches(x, 30), device="cpu")
+    target, plain, after = (
+        Session(g.message(), device="cpu").run({"x0": x})[0] for g in (units.graph, compact, better)
+    )
+    assert nodes and np.mean((after - target) ** 2) < 0.9 * np.mean((plain - target) ** 2)
+    (states,) = tensors(units.graph, [reader.site.tensor], x)
+    flat = states.transpose(1, 0, 2, 3).reshape(12, -1)
+    squares = np.square(flat).mean(axis=1).reshape(3, 4).sum(axis=0)  # a unit is one channel of every group
+    np.testing.assert_allclose(scores["activation"], np.sqrt(squares), rtol=1e-5)
+    w = units.graph.constants[reader.tensor].astype(np.float64)[:, :, 0, 0]  # (9, 4)
+    for part in range(3):
+        here, kept = flat[4 * part : 4 * part + 4], flat[4 * part + np.array([0, 2, 3])]
+        gram = kept @ kept.T / kept.shape[1]
+        ridge = 1e-3 * np.trace(gram) / 3 * np.eye(3)
+        rows = w[3 * part : 3 * part + 3]
+        expected = np.linalg.solve(gram + ridge, kept @ here.T / kept.shape[1] @ rows.T + ridge @ rows[:, [0, 2, 3]].T)
+        found = better.constants[reader.tensor][3 * part : 3 * part + 3, :, 0, 0]
+        np.testing.assert_allclose(found, expected.T, rtol=1e-3, atol=1e-4)

@@ -10,6 +10,7 @@ import pytest
 
 from onnxprune import find_units, remove, verify
 from onnxprune.graph import from_proto
+from outsider import check_constants
 from zoo.base import DYNAMO, NEWEST, TORCHSCRIPT, feeds, member, zoo
 from zoo.halving import Halved, halve
 
@@ -95,7 +96,10 @@ def halved(name: str, export: str = TORCHSCRIPT, attention: str = "") -> Halved:
     model = zoo()[name]
     chosen = attention or next(iter(model.attention), "")
     given = feeds(model)
-    return halve(member(name, export, chosen), given, sample=given if (name, export) in BOUND else None)
+    file = member(name, export, chosen)
+    found = halve(file, given, sample=given if (name, export) in BOUND else None)
+    check_constants(onnx.load_from_string(file), found.compact.proto(), found.plan.to_json())
+    return found
 
 
 @pytest.mark.parametrize("name", FOUND)

@@ -17,10 +17,11 @@ from laws import compare, compare_single, keeps
 from onnxprune.graph import Graph, from_proto
 from onnxprune.grouping import find_units
 from onnxprune.moments import calibrate
+from onnxprune.proof import verify
 from onnxprune.records import Plan
 from onnxprune.runtime import Session
 from onnxprune.scoring import score
-from onnxprune.surgery import remove, verify
+from onnxprune.surgery import remove
 from onnxprune.units import Units
 
 WIDTH, HEADS, ROWS = 6, 3, 4

@@ -16,8 +16,9 @@ from onnxprune import run as run_module
 from onnxprune.errors import VerificationError
 from onnxprune.graph import Graph, from_proto, load
 from onnxprune.grouping import find_units
+from onnxprune.proof import verify
 from onnxprune.runtime import Session
-from onnxprune.surgery import remove, verify
+from onnxprune.surgery import remove
 
 DATA = {"x0": np.random.default_rng(0).standard_normal((32, 12)).astype(np.float32)}
 

@@ -12,11 +12,12 @@ from laws import compare, sizes
 from onnxprune.errors import PlanError, VerificationError
 from onnxprune.grouping import find_units
 from onnxprune.masking import mask
+from onnxprune.proof import verify
 from onnxprune.records import Plan
 from onnxprune.rules import base
 from onnxprune.rules.facts import Fact, paired, same
 from onnxprune.rules.node import Node
-from onnxprune.surgery import remove, verify
+from onnxprune.surgery import remove
 
 
 def normalized() -> Net:

@@ -8,13 +8,16 @@ import warnings
 from functools import cache
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from builders import Net
 from onnxprune.grouping import find_units
-from onnxprune.surgery import remove, verify
+from onnxprune.proof import verify
+from onnxprune.surgery import remove
 from onnxprune.units import Units
+from outsider import check_constants
 from zoo.convolutional import make, networks
 from zoo.halving import analysed, halves
 
@@ -78,7 +81,9 @@ def test_half_of_every_group(name: str, export: str) -> None:
     plan = units.plan(keep)
     shape = networks()[name][1]
     feeds = {"x": np.random.default_rng(1).standard_normal((3, *shape[1:])).astype("f")}
-    verify(units, plan, remove(units.graph, plan), feeds)
+    compact = remove(units.graph, plan)
+    verify(units, plan, compact, feeds)
+    check_constants(onnx.load_from_string(exported(name, export)), compact.proto(), plan.to_json())
 
 
 @pytest.mark.parametrize("name", [name for name in networks() if name != "rnn"])

@@ -11,7 +11,9 @@ from builders import Net
 from onnxprune.errors import DataError, DeviceError, ModelError
 from onnxprune.grouping import find_units
 from onnxprune.observation import observe
+from onnxprune.proof import verify
 from onnxprune.runtime import Session, first_line, gpu_count, own_cores
+from onnxprune.surgery import remove
 
 
 def test_shapes_and_what_varies() -> None:
@@ -71,8 +73,6 @@ def test_a_size_that_is_computed_twice_is_written_where_it_was_computed() -> Non
     first, second = units.groups
     plan = units.plan({first: np.arange(5) < 4, second: np.arange(5) < 1})
     assert {w.value for w in plan.numbers} == {4} and len(plan.frozen) == 1  # the end follows by itself
-    from onnxprune.surgery import remove, verify
-
     compact = remove(graph, plan)
     verify(units, plan, compact, {"x0": np.random.default_rng(0).standard_normal((2, 2, 3, 3)).astype("f")})
     assert "Div" not in [node.op for node in compact.nodes]  # what only fed the frozen number is gone

@@ -17,7 +17,8 @@ from laws import sizes
 from onnxprune.graph import from_proto
 from onnxprune.grouping import find_units
 from onnxprune.precision import widen
-from onnxprune.surgery import remove, verify
+from onnxprune.proof import verify
+from onnxprune.surgery import remove
 
 KINDS = {TensorProto.FLOAT16: np.float16, TensorProto.DOUBLE: np.float64, TensorProto.BFLOAT16: ml_dtypes.bfloat16}
 

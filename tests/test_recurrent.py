@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from builders import Net
-from onnxprune.exact import find_exact, fold
+from onnxprune.exact import find_exact, recorded
 from onnxprune.graph import Graph
 from onnxprune.grouping import find_units
 from onnxprune.moments import calibrate
+from onnxprune.proof import verify
 from onnxprune.records import Moments
 from onnxprune.refit import refit
 from onnxprune.report import inspection
@@ -57,10 +58,12 @@ def test_a_unit_that_equals_another_one_goes_without_a_trace(op: str) -> None:
         gates = array.reshape(2, -1, 6, *array.shape[2:])  # a view, gates and halves of the bias in one axis
         gates[:, :, 4] = gates[:, :, 1]
     units = find_units(graph.with_constants({"c1": w, "c2": r, "c0": b}))
-    exact = find_exact(units, moments(units))
+    exact = find_exact(units, {"x0": X})
     assert {name: dict(found.twin) for name, found in exact.items()} == {"c1": {4: 1}}
-    folded = fold(units, exact)
-    compact = remove(folded.graph, folded.plan({"c1": np.arange(6) != 4}))
+    keep = {"c1": np.arange(6) != 4}
+    plan = recorded(units, units.plan(keep), keep, exact)
+    compact = remove(units.graph, plan)
+    verify(units, plan, compact, {"x0": X})
     np.testing.assert_allclose(outputs(compact), outputs(units.graph), atol=1e-5)
 
 
@@ -72,7 +75,7 @@ def test_equal_units_stay_where_a_weight_that_reads_them_is_computed() -> None:
     h = net.op("Relu", net.op("MatMul", net.input(5, 40, 3), net.constant(w)))
     units = find_units(net.output(net.op("MatMul", h, net.op("Abs", net.constant(np.ones((6, 2), "f"))))).graph())
     assert [group.size for group in units.groups.values()] == [6]
-    assert not any(found.twin for found in find_exact(units, moments(units)).values())
+    assert not any(found.twin for found in find_exact(units, {"x0": X}).values())
 
 
 @pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])

@@ -12,8 +12,9 @@ import cifar10
 from onnxprune.graph import load
 from onnxprune.grouping import find_units
 from onnxprune.pipeline import Method, Ranking, evaluate, prune
+from onnxprune.proof import verify
 from onnxprune.selection import Budget, Limits
-from onnxprune.surgery import remove, verify
+from onnxprune.surgery import remove
 
 EXPORTS = ("bn", "folded", "dynamo")
 

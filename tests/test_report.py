@@ -11,7 +11,7 @@ import pytest
 from builders import Net
 from onnxprune import measure, report
 from onnxprune.errors import DataError
-from onnxprune.findings import Cost, Latency, Quality, Report
+from onnxprune.findings import Cost, Latency, Proof, Quality, Report
 from onnxprune.pipeline import Method, prune
 from onnxprune.records import Batch
 from onnxprune.runtime import Session
@@ -51,7 +51,7 @@ def test_the_report_of_a_tiny_model() -> None:
     for row in found["groups"]:
         row["scores"] = [round(score, 4) for score in row["scores"]]
     found["quality"]["difference"] = round(found["quality"]["difference"], 3)
-    assert found.pop("verified") < 1e-5
+    assert found.pop("verified") == found["proof"].pop("difference") < 1e-5
     golden("report.json", json.dumps(found, indent=1, sort_keys=True) + "\n")
 
 
@@ -59,7 +59,7 @@ def test_the_summary_reads_well() -> None:
     latency = Latency("CPUExecutionProvider", 1, 1, 100, (9e-3, 1e-2, 11e-3), (5e-3, 6e-3, 7e-3), 0.6)
     quality = Quality(1000, "test.npz", (0.93, 0.925), 0.97, 1.25)
     before, after = Cost(857_082, 125_485_696, 3_486_520), Cost(430_000, 59_000_000, 1_760_000)
-    text = report.summary(Report(before, after, latency, quality, verified=2e-6, notes=("A note.",)))
+    text = report.summary(Report(before, after, latency, quality, proof=Proof(2e-6, 16, 212, 55), notes=("A note.",)))
     golden("summary.txt", text + "\n")
 
 

@@ -10,8 +10,10 @@ import pytest
 from builders import Net
 from onnxprune.errors import NothingToPrune, PlanError
 from onnxprune.grouping import find_units
+from onnxprune.proof import verify
 from onnxprune.records import Scores
 from onnxprune.selection import Budget, Limits, select
+from onnxprune.surgery import remove
 from onnxprune.units import Units
 from test_heads import block
 
@@ -195,3 +197,30 @@ def test_nothing_prunable_says_why() -> None:
         NothingToPrune, match=r"nothing in this model can be pruned: it is an input of the model \(x0\)"
     ):
         select(units, by_index(units), Budget("units", 0.5), Limits())
+
+
+def cut_at_an_odd_place() -> Units:
+    """Six channels, two copies of each, of which the first three and the other nine go different ways."""
+    net = Net()
+    h = net.op("Relu", net.conv(net.input("N", 2, 4, 4), 2, 6))
+    h = net.op("Relu", net.conv(h, 6, 12, group=6))
+    first, rest = net.ops("Split", h, net.ints(3, 9), outputs=2, axis=1)
+    y = net.op("Add", net.conv(net.op("GlobalAveragePool", first), 3, 3), net.conv(rest, 9, 3))
+    return find_units(net.output(y).graph())
+
+
+def test_a_part_that_goes_its_own_way_keeps_a_unit() -> None:
+    """Else a tensor would have no channels at all, which few operators take."""
+    units = cut_at_an_odd_place()
+    (name,) = units.groups
+    assert units.groups[name].size == 6
+    assert [{unit for _, unit in places} for places in units.vital()] == [{0, 1}, {1, 2, 3, 4, 5}]
+    for allocation in ("global", "uniform"):
+        limits = Limits(allocation, round_to=1, floor=0.0)
+        keep = select(units, Scores("", {name: np.arange(6.0)}), Budget("units", 0.8), limits)
+        assert np.flatnonzero(keep[name]).tolist() == [1, 5]
+        plan = units.plan(keep)
+        feeds = {"x0": np.random.default_rng(0).standard_normal((3, 2, 4, 4)).astype("f")}
+        verify(units, plan, remove(units.graph, plan), feeds)
+    with pytest.raises(PlanError, match=r"leaves tensor 'split\S+' without positions; keep one of its units at least"):
+        units.plan({name: np.arange(6) > 1})

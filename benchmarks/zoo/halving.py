@@ -10,8 +10,10 @@ import onnx
 
 from onnxprune.graph import Graph, from_proto
 from onnxprune.grouping import find_units
+from onnxprune.proof import verify
+from onnxprune.records import Plan
 from onnxprune.runtime import Feeds, Session
-from onnxprune.surgery import remove, verify
+from onnxprune.surgery import remove
 from onnxprune.units import Units
 
 
@@ -22,8 +24,9 @@ class Halved:
     Attributes:
         groups: how many groups there are of each (units, kind), of those that are pruned by default.
         removed: the share of the parameters that went.
-        difference: the largest absolute difference from the masked original, relative to the scale of the outputs.
+        difference: the largest difference of an output from the masked original, relative to its values.
         moved: the largest absolute difference from the original, relative to its largest output; 0 would prove nothing.
+        plan: what was removed.
         compact: what is left.
     """
 
@@ -31,6 +34,7 @@ class Halved:
     removed: float
     difference: float
     moved: float
+    plan: Plan
     compact: Graph
 
 
@@ -43,7 +47,12 @@ def halves(units: Units, seed: int = 0) -> dict[str, np.ndarray]:
     """Random halves of all groups that are pruned by default."""
     generator = np.random.default_rng(seed)
     chosen = {name: group.size for name, group in units.groups.items() if not group.instead_of}
-    return {name: generator.permutation(n) < n - n // 2 for name, n in chosen.items()}
+    keep = {name: generator.permutation(n) < n - n // 2 for name, n in chosen.items()}
+    for places in units.vital():  # one of them must stay
+        if all(name in keep and not keep[name][unit] for name, unit in places):
+            name, unit = places[0]
+            keep[name][unit] = True
+    return keep
 
 
 def halve(model: bytes, feeds: Feeds, *, residual: bool = False, sample: Feeds | None = None) -> Halved:
@@ -68,4 +77,4 @@ def halve(model: bytes, feeds: Feeds, *, residual: bool = False, sample: Feeds |
     scale = max(float(np.abs(a).max()) for a in whole)
     moved = max(float(np.abs(a - b).max()) for a, b in zip(whole, small, strict=True)) / scale
     groups = Counter((group.size, group.kind) for group in units.groups.values() if not group.instead_of)
-    return Halved(groups, 1 - units.cost(keep)[0] / units.cost({})[0], difference / scale, moved, compact)
+    return Halved(groups, 1 - units.cost(keep)[0] / units.cost({})[0], difference, moved, plan, compact)

@@ -21,23 +21,34 @@ MICROSOFT = "com.microsoft"
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """A rule, whether its operator is linear in its data, and the first opset it holds for."""
+    """A rule, what its operator does to its data, and the first opset it holds for.
+
+    Attributes:
+        rule: the rule.
+        linear: whether the operator is linear in each of its data inputs.
+        since: the first opset.
+        elementwise: whether each element of the result is made of the elements at its place alone.
+    """
 
     rule: Rule
     linear: bool
     since: int
+    elementwise: bool = False
 
 
 _REGISTRY: dict[tuple[str, str], list[Registered]] = {}
 
 
-def rule(*ops: str, since: int = 1, linear: bool = False, domain: str = "") -> Callable[[Rule], Rule]:
+def rule(
+    *ops: str, since: int = 1, linear: bool = False, elementwise: bool = False, domain: str = ""
+) -> Callable[[Rule], Rule]:
     """Registers a function as the rule of operators, from an opset up to the next registered one.
 
     Args:
         ops: operators that share the rule.
         since: the first opset it holds for.
         linear: whether the operator is linear in each of its data inputs, which is where a nonlinearity is sought.
+        elementwise: whether each element of the result is made of the elements at its place alone.
         domain: the operator set.
 
     Raises:
@@ -49,7 +60,7 @@ def rule(*ops: str, since: int = 1, linear: bool = False, domain: str = "") -> C
             entries = _REGISTRY.setdefault((domain, op), [])
             if any(entry.since == since for entry in entries):
                 raise ValueError(f"{op} has two rules for opset {since}")
-            entries.append(Registered(function, linear, since))
+            entries.append(Registered(function, linear, since, elementwise))
             entries.sort(key=lambda entry: -entry.since)
         return function
 
@@ -59,7 +70,7 @@ def rule(*ops: str, since: int = 1, linear: bool = False, domain: str = "") -> C
 def carries(*ops: str, linear: bool = False, domain: str = "") -> None:
     """Registers operators that work on each element of their first input by itself."""
 
-    @rule(*ops, linear=linear, domain=domain)
+    @rule(*ops, linear=linear, elementwise=True, domain=domain)
     def carry(node: Node) -> Iterator[Fact]:
         for output in filter(None, node.outputs):
             yield from paired(node.input(), output)

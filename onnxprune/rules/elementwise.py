@@ -31,7 +31,7 @@ carries("Sigmoid", "Softplus", "Softsign", "Swish", "ThresholdedRelu")
 carries("Gelu", "QuickGelu", domain=MICROSOFT)
 
 
-@rule("Add", "Div", "Mean", "Mul", "Sub", "Sum", linear=True)
+@rule("Add", "Div", "Mean", "Mul", "Sub", "Sum", linear=True, elementwise=True)
 @rule(
     "And",
     "BitShift",
@@ -45,9 +45,10 @@ carries("Gelu", "QuickGelu", domain=MICROSOFT)
     "LessOrEqual",
     "Or",
     "Xor",
+    elementwise=True,
 )
-@rule("Max", "Min", "Mod", "Pow", "PRelu", "Where")
-@rule("BiasGelu", "FastGelu", domain=MICROSOFT)
+@rule("Max", "Min", "Mod", "Pow", "PRelu", "Where", elementwise=True)
+@rule("BiasGelu", "FastGelu", elementwise=True, domain=MICROSOFT)
 def broadcasting(node: Node) -> Iterator[Fact]:
     """Y = f(A, B, ..), axes aligned from the right; an axis of size 1 is repeated and says nothing."""
     for operand in filter(None, node.inputs):
