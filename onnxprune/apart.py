@@ -15,8 +15,8 @@ import numpy as np
 from onnxprune.graph import Graph
 from onnxprune.precision import is_floating
 from onnxprune.records import Plan
-from onnxprune.sharing import captured_by
-from onnxprune.writing import Message, unused
+from onnxprune.sharing import captured_by, names_in, unused
+from onnxprune.writing import Message
 
 if TYPE_CHECKING:
     import onnx
@@ -112,7 +112,7 @@ def take_apart(compact: Graph, nodes: Sequence[int], given: Mapping[str, np.ndar
     from onnx import helper
 
     model, weights = compact.skeleton()
-    mark = unused(":", model)
+    mark = unused(":", names_in(model.graph))
     makers = {name: i for i, node in enumerate(model.graph.node) for name in node.output if name}
     taken = sorted(_needed(model, nodes, set(given), makers))
     out = onnx.ModelProto()

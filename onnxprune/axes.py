@@ -1,4 +1,4 @@
-"""Dims, layouts and their unification: the type system of tensor axes. Knows no ONNX.
+"""Dims and layouts: the type system of tensor axes. Knows no ONNX.
 
 Every axis of every tensor has a layout, a tree of
 
@@ -6,23 +6,20 @@ Every axis of every tensor has a layout, a tree of
 - `Product`, row-major like a reshape (12 heads x 64 rows each),
 - `Concat`, pieces laid end to end (queries, keys, values).
 
-`unify(a, b)` states that two layouts are the same thing, position by position. It refines both until they agree;
-what cannot be refined is pinned, with a reason. The keep-mask of any axis then follows from the masks of its leaves.
+What is stated of two axes (`unification.unify`) binds dims to layouts. The keep-mask of any axis then follows from the
+masks of its leaves, the dims that are not bound.
 
 Two laws carry everything, and tests/test_axes.py enumerates positions to check them:
 
 - a product distributes over a concatenation on its left, `(a + b) x c = a x c + b x c`, but on its right only where
   the left factor has one position;
 - unification is sound: whichever masks the remaining leaves are given, both sides get the same mask.
-
-Why binding instead of solving constraints: refinement only splits a dim or merges two, so each step is local, and the
-cost is a few unions per operator, whatever the width of the model.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -124,8 +121,13 @@ def product(*factors: Layout) -> Layout:
 
     Dims of one position come first, each once: where they stand makes no difference.
     """
+    return _product([resolve(factor) for factor in factors])
+
+
+def _product(factors: Iterable[Layout]) -> Layout:
+    """The same of factors in normal form."""
     flat: list[Layout] = []
-    for factor in map(resolve, factors):
+    for factor in factors:
         flat.extend(factor.factors if isinstance(factor, Product) else (factor,))
     if any(factor.size == 0 for factor in flat):
         return NONE
@@ -133,7 +135,7 @@ def product(*factors: Layout) -> Layout:
     flat = [*ones.values(), *(factor for factor in flat if factor.size != 1)]
     for i, factor in enumerate(flat):
         if isinstance(factor, Concat):
-            return concat(*(product(*flat[:i], piece, *flat[i + 1 :]) for piece in factor.pieces))
+            return _concat([_product([*flat[:i], piece, *flat[i + 1 :]]) for piece in factor.pieces])
         if factor.size != 1:
             break
     if not flat:
@@ -143,8 +145,13 @@ def product(*factors: Layout) -> Layout:
 
 def concat(*pieces: Layout) -> Layout:
     """The concatenation in normal form: flat, without empty pieces."""
+    return _concat([resolve(piece) for piece in pieces])
+
+
+def _concat(pieces: Iterable[Layout]) -> Layout:
+    """The same of pieces in normal form."""
     flat: list[Layout] = []
-    for piece in map(resolve, pieces):
+    for piece in pieces:
         flat.extend(piece.pieces if isinstance(piece, Concat) else (piece,))
     if not flat:
         return NONE
@@ -152,20 +159,55 @@ def concat(*pieces: Layout) -> Layout:
 
 
 def resolve(layout: Layout) -> Layout:
-    """The layout as far as it is known by now: bound dims replaced, in normal form."""
+    """The layout as far as it is known by now: bound dims replaced, in normal form.
+
+    Loops, since deep networks bind each dim to the one before it, and axes that are cut again and again hold
+    concatenations inside of concatenations. A normal form is no deeper than the logarithm of its size.
+    """
+    chain = []
+    while type(layout) is Dim and layout.bound is not None:
+        chain.append(layout)
+        layout = layout.bound
+    if not _is_settled(layout):
+        layout = _normal(layout)
+    for variable in chain:
+        variable.bound = layout
+    return layout
+
+
+def _normal(layout: Layout) -> Layout:
+    """The normal form of a product or a concatenation, without recursion."""
+    known: dict[Layout, Layout] = {}
+    stack = [layout]
+    while stack:
+        top = stack[-1]
+        parts = _parts(top)
+        waiting = [part for part in parts if part not in known and not _is_settled(part)]
+        if waiting:
+            stack.extend(waiting)
+            continue
+        stack.pop()
+        now = [known.get(part, part) for part in parts]
+        if isinstance(top, Dim):
+            top.bound = now[0]
+        known[top] = now[0] if isinstance(top, Dim) else (_product if isinstance(top, Product) else _concat)(now)
+    return known[layout]
+
+
+def _parts(layout: Layout) -> tuple[Layout, ...]:
+    """What a layout is known by: what a dim is bound to, factors, pieces."""
     if isinstance(layout, Dim):
-        chain = []  # a loop, since deep networks bind each dim to the one before it
-        while isinstance(layout, Dim) and layout.bound is not None:
-            chain.append(layout)
-            layout = layout.bound
-        if chain and not isinstance(layout, Dim):
-            layout = resolve(layout)
-        for variable in chain:
-            variable.bound = layout
-        return layout
-    if isinstance(layout, Product) and all(type(f) is Dim and f.bound is None and f.size > 1 for f in layout.factors):
-        return layout if len(layout.factors) != 1 else layout.factors[0]  # in normal form already, as most are
-    return product(*layout.factors) if isinstance(layout, Product) else concat(*layout.pieces)
+        return (layout.bound,) if layout.bound is not None else ()
+    return layout.factors if isinstance(layout, Product) else layout.pieces
+
+
+def _is_settled(layout: Layout) -> bool:
+    """Whether a layout is plainly in normal form: a free dim, or free dims of several positions multiplied."""
+    if type(layout) is Dim:
+        return layout.bound is None
+    if type(layout) is Product and len(layout.factors) != 1:
+        return all(type(f) is Dim and f.bound is None and f.size > 1 for f in layout.factors)
+    return False
 
 
 def pieces(layout: Layout) -> tuple[Layout, ...]:
@@ -205,119 +247,6 @@ def pin(layout: Layout, why: Kept) -> bool:
         if leaf.size == 1:  # one position that always stays says nothing
             leaf.bound = ONE
     return bool(free)
-
-
-def unify(a: Layout, b: Layout, why: Kept) -> None:
-    """States that two layouts are the same axis.
-
-    Args:
-        a: one layout.
-        b: the other, of the same size.
-        why: the reason given to dims that must be pinned because no common refinement exists.
-
-    Raises:
-        ValueError: the sizes differ, so the statement is false.
-    """
-    a, b = resolve(a), resolve(b)
-    if a.size != b.size:
-        raise ValueError(f"an axis of size {a.size} cannot be the same as one of size {b.size}")
-    if same(a, b):
-        return
-    if isinstance(a, Dim):
-        _bind(a, b, why)
-    elif isinstance(b, Dim):
-        _bind(b, a, why)
-    elif isinstance(a, Concat) or isinstance(b, Concat):
-        # Each split may refine the other side too, so the remainders are resolved anew by the calls below.
-        border = min(x.pieces[0].size for x in (a, b) if isinstance(x, Concat))
-        (left_a, right_a), (left_b, right_b) = split(a, border, why), split(b, border, why)
-        unify(left_a, left_b, why)
-        unify(right_a, right_b, why)
-    else:
-        _unify_products(a, b, why)
-
-
-def _bind(variable: Dim, layout: Layout, why: Kept) -> None:
-    """Gives an unbound dim its meaning; its reason and its family pass on to what it stands for now."""
-    inside = list(leaves(layout))
-    if variable in inside:  # d = c x d with a one-position c: c is always there
-        for other in inside:
-            if other is not variable:
-                pin(other, variable.kept or why)
-        return
-    if isinstance(layout, Dim):
-        layout.family.join(variable.family)
-    variable.bound = layout
-    if variable.kept:
-        pin(layout, variable.kept)
-
-
-def _unify_products(a: Product, b: Product, why: Kept) -> None:
-    """Walks two products from the left, factoring the wider first factor until both begin with the same size."""
-    ones_a, ones_b = ([f for f in x.factors if f.size == 1] for x in (a, b))
-    if ones_a or ones_b:
-        if len(ones_a) == len(ones_b) == 1:
-            unify(ones_a[0], ones_b[0], why)
-        else:
-            for one in {*ones_a, *ones_b}:
-                pin(one, why)
-        unify(product(*a.factors[len(ones_a) :]), product(*b.factors[len(ones_b) :]), why)
-        return
-    first_a, first_b = a.factors[0], b.factors[0]
-    wide, narrow = (first_a, first_b) if first_a.size >= first_b.size else (first_b, first_a)
-    if wide.size % narrow.size or not isinstance(wide, Dim):
-        pin(a, why)
-        pin(b, why)
-    elif wide.size != narrow.size:
-        _bind(wide, Product((Dim(narrow.size), Dim(wide.size // narrow.size))), why)
-        unify(a, b, why)
-    else:
-        unify(first_a, first_b, why)
-        unify(product(*a.factors[1:]), product(*b.factors[1:]), why)
-
-
-def split(layout: Layout, at: int, why: Kept, family: Family | None = None) -> tuple[Layout, Layout]:
-    """Cuts an axis in two, refining the dim that the cut goes through.
-
-    Args:
-        layout: the axis.
-        at: how many positions come before the cut.
-        why: the reason given to a factor that must be pinned because the cut goes through the middle of it.
-        family: the family of the pieces of a dim; a new one for each when not given.
-    """
-    layout = resolve(layout)
-    if at in (0, layout.size):
-        return (NONE, layout) if at == 0 else (layout, NONE)
-    if isinstance(layout, Dim):
-        halves = Dim(at, family), Dim(layout.size - at, family)
-        _bind(layout, Concat(halves), why)
-        return resolve(halves[0]), resolve(halves[1])
-    if isinstance(layout, Concat):
-        for i, piece in enumerate(layout.pieces):
-            if at < piece.size:
-                left, right = split(piece, at, why, family)
-                return concat(*layout.pieces[:i], left), concat(right, *layout.pieces[i + 1 :])
-            at -= piece.size
-    assert isinstance(layout, Product)
-    return _split_product(layout, at, why)
-
-
-def _split_product(layout: Product, at: int, why: Kept) -> tuple[Layout, Layout]:
-    """Cuts a product between two rows, or through one row, which is then taken out of the first factor."""
-    first, rest = layout.factors[0], product(*layout.factors[1:])
-    row, rest_at = divmod(at, rest.size)
-    if not rest_at:
-        above, below = split(first, row, why)
-        for part in (above, below):
-            if part.size == 1 < rest.size:  # a whole block is no unit beside the positions inside it
-                pin(part, why)
-        return product(above, rest), product(below, rest)
-    pin(rest if rest.size <= first.size else first, why)  # the wider factor holds the units
-    family = first.family if isinstance(first, Dim) else None
-    above, below = split(first, row, why, family)
-    cut, below = split(below, 1, why, family)
-    left, right = split(rest, rest_at, why)
-    return concat(product(above, rest), product(cut, left)), concat(product(cut, right), product(below, rest))
 
 
 def runs(layout: Layout) -> Iterator[tuple[Layout, Layout]]:

@@ -13,7 +13,6 @@ import difflib
 import glob
 import importlib.util
 import logging
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,6 +22,8 @@ from typing import Any
 import numpy as np
 
 from onnxprune.errors import DataError, blames
+from onnxprune.labels import numbers
+from onnxprune.numpyfiles import read_arrays
 from onnxprune.observation import dtype_of, sizes_to_try, synthetic
 from onnxprune.records import Batch, rows_of, take
 from onnxprune.runtime import Session
@@ -123,6 +124,7 @@ class Data:
         feeds = {x.name: self._array(x, arrays) for x in self.inputs}
         rows = {name: len(array) for name, array in feeds.items() if array.ndim}
         if labels is not None:
+            labels = numbers(labels, self.source)
             rows["labels"] = len(labels)
         if len(set(rows.values())) > 1:
             raise DataError(f"{self.source}: the numbers of samples differ: {rows}; axis 0 must be the samples.")
@@ -135,7 +137,7 @@ class Data:
             have = ", ".join(map(repr, arrays)) or "nothing"
             raise DataError(f"{self.source} has no array for the input '{wanted.name}', it has {have}{hint}")
         array = np.asarray(arrays[wanted.name])
-        if array.dtype != wanted.dtype:
+        if array.dtype != wanted.dtype and not array.dtype.kind == wanted.dtype.kind == "U":
             if (str(array.dtype), str(wanted.dtype)) not in CASTS:
                 raise DataError(
                     f"{self.source}: '{wanted.name}' is {array.dtype}, the model wants {wanted.dtype}; "
@@ -235,7 +237,7 @@ def load_data(
         whole = Path(source).is_file() and Path(source).suffix in (".npz", ".npy")
         return Data(str(source), inputs, _from_path(str(source), inputs), limit, size, whole=whole)
     if isinstance(source, Mapping):
-        arrays = {str(name): np.asarray(array) for name, array in source.items()}
+        arrays = {str(name): _numpy(array) for name, array in source.items()}
         return Data("the arrays given", inputs, lambda: [_labelled(arrays, inputs)], limit, size, whole=True)
     if isinstance(source, Iterable):
         return Data("the samples given", inputs, lambda: (_item(item, inputs) for item in source), limit, size)
@@ -259,17 +261,13 @@ def _from_path(source: str, inputs: tuple[Input, ...]) -> Callable[[], Iterable[
 
 
 def _file(path: Path, inputs: tuple[Input, ...]) -> Chunk:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            if len(inputs) != 1:
-                names = ", ".join(x.name for x in inputs)
-                raise DataError(f"{path} holds one array, the model has the inputs {names}; give a .npz with them.")
-            return {inputs[0].name: loaded}, None
-        with loaded:
-            return _labelled({name: loaded[name] for name in loaded.files}, inputs)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} cannot be read as numpy data ({error}); objects are not accepted.") from error
+    found = read_arrays(path)
+    if not isinstance(found, np.ndarray):
+        return _labelled(found, inputs)
+    if len(inputs) != 1:
+        names = ", ".join(x.name for x in inputs)
+        raise DataError(f"{path} holds one array, the model has the inputs {names}; give a .npz with them.")
+    return {inputs[0].name: found}, None
 
 
 def _labelled(arrays: dict[str, np.ndarray], inputs: tuple[Input, ...]) -> Chunk:
@@ -322,7 +320,13 @@ def _item(item: Any, inputs: tuple[Input, ...]) -> Chunk:
 
 
 def _numpy(value: Any) -> np.ndarray:
-    return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+    """An array or a tensor as an array.
+
+    Raises:
+        DataError: it is neither, such as rows of different lengths.
+    """
+    with blames(f"making an array of a {type(value).__name__} in the data"):
+        return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
 
 
 def _synthetic(

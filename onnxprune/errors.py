@@ -2,6 +2,7 @@
 
 OnnxPruneError            exit code 1; the message says what was seen, what is needed and what to do
 ├── ModelError            the file is no usable ONNX model
+│   └── Overrun           it takes more time or memory than is spent on finding out its shapes
 ├── DataError             calibration, training or test data do not fit the model
 ├── DeviceError           the execution provider that was asked for cannot be had
 ├── PlanError             a plan or a budget does not fit the model
@@ -14,19 +15,36 @@ OnnxPruneError            exit code 1; the message says what was seen, what is n
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+LONGEST = 2000
+"""Characters of a message, of which more would say nothing."""
+
 
 class OnnxPruneError(Exception):
-    """A failure that the caller can act upon; `exit_code` is what the command line returns."""
+    """A failure that the caller can act upon; `exit_code` is what the command line returns.
+
+    Its message is one line: what it quotes, such as names in a model, may hold anything.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        text = re.sub(
+            r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], " ".join(message.splitlines())
+        )
+        super().__init__(text if len(text) <= LONGEST else f"{text[:LONGEST]} ...")
 
 
 class ModelError(OnnxPruneError):
     """The file is no usable ONNX model, or ONNX Runtime cannot run it."""
+
+
+class Overrun(ModelError):
+    """The model takes more time or memory than a run with made-up inputs is given."""
 
 
 class DataError(OnnxPruneError):
@@ -83,5 +101,7 @@ def blames(what: str) -> Iterator[None]:
         yield
     except OnnxPruneError:
         raise
+    except SystemExit as error:
+        raise DataError(f"{what} ends the program with sys.exit({error.code!r}); let it return instead.") from error
     except Exception as error:
         raise DataError(f"{what} fails: {type(error).__name__}: {error}") from error

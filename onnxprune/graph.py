@@ -23,8 +23,9 @@ import numpy as np
 from onnxprune.errors import ModelError
 from onnxprune.files import Results
 from onnxprune.precision import is_floating
-from onnxprune.sharing import captured_names, unshare
-from onnxprune.writing import Message, constant_of, export, fill, put_outside, refer
+from onnxprune.reading import LIMIT, check, constant_of, embed, initializers_of, surgeon_graph
+from onnxprune.sharing import captured_names, names_in, unshare, unused
+from onnxprune.writing import Message, export, fill, put_outside, refer
 
 if TYPE_CHECKING:
     import onnx
@@ -38,6 +39,9 @@ LARGE = 256 << 20
 
 SHARED_MINIMUM = 1 << 20
 """Bytes below which a weight of such a model is still copied."""
+
+DATA_FIELDS = ("raw_data", *(f"{kind}_data" for kind in ("float", "double", "int32", "int64", "uint64", "string")))
+"""Where a tensor of a message has its elements."""
 
 EXTERNAL_MINIMUM = 1024
 """Bytes below which a constant stays in the model file, where runtimes expect shapes and axes."""
@@ -98,6 +102,14 @@ class Graph:
         """The version of an operator set that the model imports; 1 where it imports none of that domain."""
         names = {"", "ai.onnx"} if domain in ("", "ai.onnx") else {domain}
         return max((entry.version for entry in self.source.opset_import if entry.domain in names), default=1)
+
+    def fresh(self, prefix: str) -> str:
+        """What begins like this, and is in no name of the model: whoever adds tensors to it names them so.
+
+        Args:
+            prefix: the beginning that is wanted.
+        """
+        return unused(prefix, {*names_in(self.source.graph), *self.constants, *self._read()})
 
     def copy(self) -> Graph:
         """A graph whose nodes can be edited without touching this one; arrays are shared."""
@@ -178,7 +190,7 @@ class Graph:
         """Gives a node of this graph a constant for an optional input that it lacks. Edits the graph."""
         import onnx_graphsurgeon as gs
 
-        name = f"{first_output(node)}.input{index}"
+        name = self.fresh(f"{first_output(node)}.input{index}")
         self.constants[name] = array
         while len(node.inputs) <= index:
             node.inputs.append(gs.Variable.empty())
@@ -238,6 +250,23 @@ class Graph:
                 fill(tensor, array)
         return shared
 
+    def without_weights(self, limit: int) -> onnx.ModelProto:
+        """The model as it was read, with the present sizes of constants, and the data of those alone that are small.
+
+        Args:
+            limit: the most elements of a small one.
+        """
+        import onnx
+
+        model = onnx.ModelProto()
+        model.CopyFrom(self.source)
+        for tensor in model.graph.initializer:
+            array = self.constants[tensor.name]
+            tensor.dims[:] = array.shape
+            if array.size <= limit:
+                fill(tensor, array)
+        return model
+
     def message(
         self,
         *,
@@ -257,6 +286,7 @@ class Graph:
         from onnx import numpy_helper
 
         model, shared = self.parts()
+        model.graph.ClearField("value_info")  # ONNX Runtime believes it, and may die of what is not so
         model.graph.initializer.extend(numpy_helper.from_array(a, name) for name, a in (initializers or {}).items())
         model.graph.node.extend(nodes)
         known = set(self.outputs)
@@ -314,6 +344,10 @@ def load(path: Path | str) -> Graph:
 
     path = Path(path)
     try:
+        if path.stat().st_size > LIMIT:
+            raise ModelError(
+                f"{path} is no ONNX model: it has more than {LIMIT:,} bytes; export it with external data."
+            )
         data = path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}.") from error
@@ -321,9 +355,10 @@ def load(path: Path | str) -> Graph:
         model = onnx.ModelProto.FromString(data)
     except DecodeError as error:
         raise ModelError(f"{path} is no ONNX model, or it is truncated; export it again.") from error
-    if not model.ir_version or not model.graph.output:
-        raise ModelError(f"{path} is no ONNX model: it declares no graph with outputs; export it again.")
-    graph = from_proto(model, folder=path.parent, sha256=hashlib.sha256(data).hexdigest())
+    try:
+        graph = from_proto(model, folder=path.parent, sha256=hashlib.sha256(data).hexdigest())
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
     graph.path = path.absolute()
     return graph
 
@@ -337,59 +372,22 @@ def from_proto(model: onnx.ModelProto, *, folder: Path | None = None, sha256: st
         sha256: of the file it came from; of the message when not given.
 
     Raises:
-        ModelError: external data are missing or too short.
+        ModelError: something in it is not what it says, or external data are missing or too short.
     """
-    import onnx
-    import onnx_graphsurgeon as gs
     from onnx.external_data_helper import uses_external_data
 
+    check(model)
     if sha256 is None:
         sha256 = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
-    gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.CRITICAL  # it prints; what matters here is raised by us
+    folder = folder or Path()
     external = any(map(uses_external_data, model.graph.initializer))
-    constants = {tensor.name: _array(tensor, folder or Path()) for tensor in model.graph.initializer}
+    embed(model, folder)
+    constants = initializers_of(model, folder)
     constants |= {node.output[0]: array for node in model.graph.node if (array := constant_of(node)) is not None}
     for tensor in model.graph.initializer:
-        header = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-        if tensor.HasField("doc_string"):
-            header.doc_string = tensor.doc_string
-        header.metadata_props.extend(tensor.metadata_props)
-        tensor.CopyFrom(header)
-    graph = gs.import_onnx(model)
-    for name, tensor in graph.tensors().items():
-        if name in constants:
-            tensor.inputs.clear()
-            if isinstance(tensor, gs.Constant):
-                tensor.values = constants[name]
-            else:
-                tensor.to_constant(constants[name])
-    graph.nodes = [node for node in graph.nodes if node.op != "Constant" or node.outputs]
-    copies = unshare(graph, constants, captured=captured_names(model.graph))
+        for field in (*DATA_FIELDS, "data_location", "external_data"):
+            tensor.ClearField(field)
+    graph = surgeon_graph(model, constants)
+    copies = unshare(graph, constants, captured_names(model.graph), names_in(model.graph))
     constants |= {copy: constants[origin] for copy, origin in copies.items()}
     return Graph(graph, model, constants, copies, external=external, sha256=sha256)
-
-
-def _array(tensor: onnx.TensorProto, folder: Path) -> np.ndarray:
-    """The value of an initializer; external data are mapped where numpy knows the type byte by byte."""
-    import onnx
-    from onnx import numpy_helper
-    from onnx.external_data_helper import uses_external_data
-
-    if not uses_external_data(tensor):
-        return np.array(numpy_helper.to_array(tensor))
-    where = {entry.key: entry.value for entry in tensor.external_data}
-    file, offset = folder / where.get("location", ""), int(where.get("offset", 0))
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    needed = int(np.prod(tensor.dims, dtype=np.int64)) * dtype.itemsize
-    try:
-        inside = file.resolve().is_relative_to(folder.resolve())
-        have = file.stat().st_size - offset
-    except OSError as error:
-        raise ModelError(f"external data of '{tensor.name}' are missing: no file {file}; put it there.") from error
-    if not inside:
-        raise ModelError(f"external data of '{tensor.name}' lie outside the model's folder ({file}); move them there.")
-    if have < needed:
-        raise ModelError(f"external data of '{tensor.name}' are truncated: {file} has {have} of {needed} bytes there.")
-    if not needed:
-        return np.zeros(tensor.dims, dtype)
-    return np.memmap(file, dtype, "r", offset, tuple(tensor.dims)).view(np.ndarray)

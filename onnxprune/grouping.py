@@ -15,9 +15,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -38,7 +38,8 @@ from onnxprune.rules.facts import (
 from onnxprune.runtime import Feeds
 from onnxprune.states import by_feature
 from onnxprune.structure import Meeting, Structure, Use
-from onnxprune.units import Units, units_along
+from onnxprune.units import Places, Units, places_along, units_at
+from onnxprune.validation import checked
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -55,6 +56,9 @@ QUANTIZED = {
     "QLinearMul": (0, 3),
 }
 """Inputs at which an integer constant is a weight."""
+
+AllowIO = Literal["head"]
+"""What inputs and outputs of a model may lose."""
 
 QUERY_HEAD = "query head of each key-value head"
 
@@ -74,7 +78,10 @@ def find_units(
     Raises:
         ModelError: ONNX Runtime cannot load the model.
         DataError: sizes of symbolic axes could not be settled without data.
+        PlanError: an option is unknown.
     """
+    residual = checked("--residual", residual, bool)
+    allow_io = checked("--allow-io", tuple(allow_io) if isinstance(allow_io, Set) else allow_io, tuple[AllowIO, ...])
     structure = infer(graph, observe(graph, sample), residual=residual, allow_io=allow_io)
     finder = _Finder(structure)
     return finder.units()
@@ -121,6 +128,8 @@ class _Finder:
                 if i in QUANTIZED.get(node.op, ()):
                     self.quantized.add(tensor.name)
         self.tokens = Tokens(structure)
+        self._places: dict[Layout, Places] = {}
+        self._sites: dict[tuple[str, int], Site] = {}
         self.inexact = {leaf for axes in structure.normalized.values() for axis in axes for leaf in leaves(axis)}
 
     def units(self) -> Units:
@@ -158,7 +167,7 @@ class _Finder:
         names: dict[str, list[Dim]] = {}
         for members in families:
             use = self.uses["writes"][members[0]][0]
-            where = np.flatnonzero(units_along(self.structure.axes[use.weight][use.axis], members) >= 0)
+            where = np.flatnonzero(self._units_of(use.weight, use.axis, members) >= 0)
             name = use.weight
             if len(where) < self.structure.axes[use.weight][use.axis].size:
                 name += f"[{where[0]}:{where[-1] + 1}]"
@@ -192,7 +201,7 @@ class _Finder:
     def _weights(self, role: str, members: list[Dim]) -> Iterator[Weight]:
         uses = {(use.output, use.weight, use.axis): use for leaf in members for use in self.uses[role][leaf]}
         for use in uses.values():
-            units = units_along(self.structure.axes[use.weight][use.axis], members)
+            units = self._units_of(use.weight, use.axis, members)
             yield Weight(use.node, use.op, use.weight, use.axis, units, self._site(use.data, use.data_axis))
 
     def _states(
@@ -227,11 +236,23 @@ class _Finder:
 
     def _features_of(self, site: Site, members: list[Dim]) -> np.ndarray:
         """The unit of each feature of a site."""
-        axis = self.structure.axes[site.tensor][site.axis]
-        return by_feature(units_along(axis, members), site)[:, 0]
+        return by_feature(self._units_of(site.tensor, site.axis, members), site)[:, 0]
+
+    def _units_of(self, tensor: str, axis: int, members: list[Dim]) -> np.ndarray:
+        """The unit of each position of an axis; where its leaves are is looked up once for all groups."""
+        layout = self.structure.axes[tensor][axis]
+        if layout not in self._places:
+            self._places[layout] = places_along(layout)
+        return units_at(self._places[layout], layout.size, members)
 
     def _site(self, tensor: str, axis: int) -> Site:
-        """The site of a tensor axis: positions that no weight writes, in front or behind, are samples."""
+        """The site of a tensor axis, found once for all groups."""
+        if (tensor, axis) not in self._sites:
+            self._sites[tensor, axis] = self._found_site(tensor, axis)
+        return self._sites[tensor, axis]
+
+    def _found_site(self, tensor: str, axis: int) -> Site:
+        """The same found anew: positions that no weight writes, in front or behind, are samples."""
         layout = resolve(self.structure.axes[tensor][axis])
         parts = [factors_of(piece) for piece in pieces(layout)]
         tails = [product(*self._positions(factors[::-1])[::-1]) for factors in parts]

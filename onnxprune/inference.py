@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxprune import sizes
-from onnxprune.axes import Dim, Layout, dim, leaves, pin, same, unify
+from onnxprune.axes import Dim, Layout, dim, leaves, pin, same
 from onnxprune.graph import Graph, first_output
 from onnxprune.numbering import Numbering
 from onnxprune.observation import Observation
@@ -40,6 +41,7 @@ from onnxprune.rules.node import (
 )
 from onnxprune.sharing import captured_names
 from onnxprune.structure import Meeting, Number, Structure, Use, label
+from onnxprune.unification import unify
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -197,6 +199,8 @@ class _Inference:
             self.out.constant.update(outputs)
         if node.domain not in (None, "", "ai.onnx") or (node.op == "Shape" and names[0] not in self.shapes):
             return
+        if any(math.prod(self.shapes.get(name, ())) > sizes.LIMIT for name in outputs):
+            return  # data, whatever they are made of
         shapes = [(name, self.shapes.get(name, ()), self.varying.get(name, frozenset())) for name in names]
         found = sizes.follow(node.op, node.attrs, [self.terms.get(name) for name in names], shapes)
         for name, terms in zip(outputs, found or (), strict=False):

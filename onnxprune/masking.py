@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxprune.errors import PlanError
 from onnxprune.graph import Graph, first_output
+from onnxprune.plans import check_units
 from onnxprune.records import KeptIndices, Plan
+from onnxprune.sharing import names_in, unused
 from onnxprune.units import Units
-from onnxprune.writing import shorten_domains, unused
+from onnxprune.writing import shorten_domains
 
 if TYPE_CHECKING:
     import onnx
@@ -43,7 +44,7 @@ def mask(units: Units, plan: Plan) -> onnx.ModelProto:
     Raises:
         PlanError: the plan is for another model.
     """
-    check_plan(units.graph, plan)
+    check_units(units, plan)
     model = units.graph.proto()
     _mask_nodes(model, units, plan)
     return model
@@ -64,7 +65,7 @@ def _mask_nodes(model: onnx.ModelProto, units: Units, plan: Plan) -> None:
     inferred = shape_inference.infer_shapes(model).graph
     infos = (*inferred.value_info, *inferred.input, *inferred.output)
     types = {info.name: info.type.tensor_type.elem_type for info in infos}
-    masker = _Masker(model.graph, units, plan, types, unused(":", model))
+    masker = _Masker(model.graph, units, plan, types, unused(":", names_in(model.graph)))
     own = _own_readers(units.graph, plan)
     fills = _zero_points(model)
     nodes: list[onnx.NodeProto] = []
@@ -273,16 +274,3 @@ def _mask_array(shape: list[int], kept: KeptIndices) -> np.ndarray:
         along[list(indices)] = True
         out &= along.reshape([-1 if i == axis else 1 for i in range(len(shape))])
     return out
-
-
-def check_plan(graph: Graph, plan: Plan) -> None:
-    """Makes sure that a plan is for a model.
-
-    Raises:
-        PlanError: it is for another one.
-    """
-    if plan.model != graph.sha256:
-        raise PlanError(
-            f"the plan was made for another model (SHA-256 {plan.model[:12]}..., this one has {graph.sha256[:12]}...); "
-            "use the model that it was made for, or make a new plan."
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 
@@ -11,8 +12,11 @@ from onnxprune.errors import DataError
 from onnxprune.findings import Cost, Latency, Quality
 from onnxprune.graph import Graph
 from onnxprune.grouping import find_units
+from onnxprune.labels import IGNORED, classes
 from onnxprune.records import Batch
 from onnxprune.runtime import Feeds, Session
+
+log = logging.getLogger(__name__)
 
 SECONDS = 4.0
 """How long two models are timed, warm-up left out."""
@@ -69,17 +73,21 @@ def top1(session: Session, batches: Iterable[Batch]) -> tuple[float, int]:
     """Share of samples whose label is the largest entry of the first output, and the number of samples.
 
     Raises:
-        DataError: the data have no labels, or the output is not one row of classes a sample.
+        DataError: the data have no labels that are classes, or the output is not one row of classes a sample.
     """
     hits = samples = 0
     for batch in batches:
         if batch.labels is None:
             raise DataError("top-1 accuracy needs labels; add an array 'labels' to the data.")
-        chosen = _classes(session.run(batch.feeds)[0], batch)
+        output = session.run(batch.feeds)[0]
+        chosen = _classes(output, batch)
         if chosen is None:
             raise DataError("top-1 accuracy needs a first output of one row of classes a sample; this model has none.")
-        hits += int(np.sum(chosen == np.asarray(batch.labels).ravel()[: batch.real]))
-        samples += batch.real
+        labels = classes(batch.labels[: batch.real], chosen.shape, output.shape[1])
+        hits += int(np.sum(chosen == labels))
+        samples += int(np.sum(labels != IGNORED))
+    if not samples:
+        raise DataError(f"nothing in the data counts: all labels are {IGNORED}; give others.")
     return hits / samples, samples
 
 
@@ -108,8 +116,8 @@ def quality(
         source: what they are, for the report.
         progress: called with the samples done.
     """
-    samples, hits, agreed, difference = 0, np.zeros(2), 0, 0.0
-    labelled = classes = True
+    samples, counted, hits, agreed, difference = 0, 0, np.zeros(2), 0, 0.0
+    labelled = classified = True
     for batch in batches:
         outputs = [session.run(batch.feeds) for session in (before, after)]
         for a, b in zip(*outputs, strict=True):
@@ -120,14 +128,27 @@ def quality(
         chosen = [_classes(out[0], batch) for out in outputs]
         samples += batch.real
         if chosen[0] is None or chosen[1] is None:
-            classes = False
+            classified = False
         else:
             agreed += int(np.sum(chosen[0] == chosen[1]))
-            if batch.labels is not None:
-                labels = np.asarray(batch.labels).ravel()[: batch.real]
+            labels = _labels(batch, chosen[0], outputs[0][0].shape[1]) if labelled else None
+            labelled = labels is not None
+            if labels is not None:
                 hits += [np.sum(choice == labels) for choice in chosen]
-        labelled &= batch.labels is not None
+                counted += int(np.sum(labels != IGNORED))
         if progress:
             progress(samples)
-    accuracy = (float(hits[0] / samples), float(hits[1] / samples)) if labelled and classes else None
-    return Quality(samples, source, accuracy, agreed / samples if classes else None, difference)
+    known = labelled and classified and counted
+    accuracy = (float(hits[0] / counted), float(hits[1] / counted)) if known else None
+    return Quality(samples, source, accuracy, agreed / samples if classified else None, difference)
+
+
+def _labels(batch: Batch, chosen: np.ndarray, count: int) -> np.ndarray | None:
+    """The labels of a batch as classes; None where it has none, which is said where it has other ones."""
+    if batch.labels is None:
+        return None
+    try:
+        return classes(batch.labels[: batch.real], chosen.shape, count)
+    except DataError as error:
+        log.warning("no top-1 accuracy: %s", error)
+        return None

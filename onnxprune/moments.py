@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 Progress = Callable[[int], None]
 """Called with the number of samples done so far."""
 
+PREFIX = "onnxprune.moments:"
+"""In front of the name of everything that is added to a model."""
+
 KINDS = ("second", "total", "low", "high", "shape")
 
 
@@ -60,18 +63,20 @@ def calibrate(
         DataError: there are no samples, a mask hides all of them, or the states are not finite.
         ModelError: ONNX Runtime cannot run the model.
     """
-    nodes, constants = _nodes(graph, sites, stride, second)
+    prefix = graph.fresh(PREFIX)
+    nodes, constants = _nodes(graph, prefix, sites, stride, second)
     kinds = [kind for kind in KINDS if second or kind != "second"]
-    names = [f"{kind}:{site.key}" for site in sites for kind in kinds]
+    keys = [f"{kind}:{site.key}" for site in sites for kind in kinds]
+    names = [prefix + key for key in keys]
     session = Session(graph.message(nodes=nodes, outputs=names, initializers=constants), device=device)
     sums: dict[str, np.ndarray] = {}
     done = 0
     for feeds, real in batches:
         rows = rows_of(feeds)
-        _add(sums, dict(zip(names, session.run(feeds, names), strict=True)), 1.0)
+        _add(sums, dict(zip(keys, session.run(feeds, names), strict=True)), 1.0)
         if real < rows:
             padding = take(feeds, np.zeros(rows, int))
-            _add(sums, dict(zip(names, session.run(padding, names), strict=True)), (real - rows) / rows)
+            _add(sums, dict(zip(keys, session.run(padding, names), strict=True)), (real - rows) / rows)
         done += real
         if progress:
             progress(done)
@@ -101,14 +106,15 @@ def _add(sums: dict[str, np.ndarray], results: Mapping[str, np.ndarray], factor:
 
 
 def _nodes(
-    graph: Graph, sites: Sequence[Site], stride: int, second: bool
+    graph: Graph, prefix: str, sites: Sequence[Site], stride: int, second: bool
 ) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
-    """The nodes that compute the moments of sites, and the constants that they need."""
+    """The nodes that compute the moments of sites, and the constants that they need; names begin with the prefix."""
     from onnx import helper
 
     nodes: list[onnx.NodeProto] = []
-    constants: dict[str, np.ndarray] = {"moments.axis": np.array([1]), "moments.zero": np.array([0])}
-    constants |= {"moments.end": np.array([np.iinfo(np.int64).max]), "moments.stride": np.array([stride])}
+    zero, end, axis, step = (f"{prefix}{part}" for part in ("zero", "end", "axis", "stride"))
+    constants: dict[str, np.ndarray] = {axis: np.array([1]), zero: np.array([0])}
+    constants |= {end: np.array([np.iinfo(np.int64).max]), step: np.array([stride])}
     opset = graph.opset()
 
     def node(op: str, inputs: list[str], output: str, **attrs: Any) -> str:
@@ -117,16 +123,15 @@ def _nodes(
 
     def reduce(op: str, data: str, output: str) -> None:
         if opset >= (13 if op == "ReduceSum" else 18):
-            node(op, [data, "moments.axis"], output, keepdims=0)
+            node(op, [data, axis], output, keepdims=0)
         else:
             node(op, [data], output, axes=[1], keepdims=0)
 
     def strided(states: str) -> str:
-        cut = ["moments.zero", "moments.end", "moments.axis", "moments.stride"]
-        return node("Slice", [states, *cut], f"{states}.strided") if stride > 1 else states
+        return node("Slice", [states, zero, end, axis, step], f"{states}.strided") if stride > 1 else states
 
     for site in sites:
-        states = f"states:{site.key}"
+        states = f"{prefix}states:{site.key}"
         made, needed = state_nodes(site, states, site.tensor)
         counted, more, wanted = shown_nodes(site, states)
         nodes += [*made, *more]
@@ -134,12 +139,12 @@ def _nodes(
         whole = strided(states)
         shown = strided(counted) if site.repeats else whole
         if second:
-            turned = node("Transpose", [shown], f"turned:{site.key}", perm=[1, 0])
-            node("MatMul", [shown, turned], f"second:{site.key}")
-        reduce("ReduceSum", shown, f"total:{site.key}")
-        reduce("ReduceMin", whole, f"low:{site.key}")
-        reduce("ReduceMax", whole, f"high:{site.key}")
-        node("Shape", [shown], f"shape:{site.key}")
+            turned = node("Transpose", [shown], f"{prefix}turned:{site.key}", perm=[1, 0])
+            node("MatMul", [shown, turned], f"{prefix}second:{site.key}")
+        reduce("ReduceSum", shown, f"{prefix}total:{site.key}")
+        reduce("ReduceMin", whole, f"{prefix}low:{site.key}")
+        reduce("ReduceMax", whole, f"{prefix}high:{site.key}")
+        node("Shape", [shown], f"{prefix}shape:{site.key}")
     return nodes, {name: array.astype(np.int64) for name, array in constants.items()}
 
 

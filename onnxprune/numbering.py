@@ -49,6 +49,9 @@ class Numbering:
     ) -> None:
         self.graph, self.axes, self.types = graph, axes, types
         self.terms, self.counts, self.values = terms, counts, tuple(values)
+        self._extents: dict[Layout, Extent] = {}
+        self._free: dict[Layout, bool] = {}
+        self._chains: dict[int, Extent | None] = {}
 
     def settle(self) -> list[Number]:
         """Finds out which integers must be written; pins the axes that some integer could not follow.
@@ -65,9 +68,29 @@ class Numbering:
             numbers = [(number, node) for number, _, node in found if number is not None]
             for number, node in numbers:
                 if number.place in shared and number.axis is not None and not self._may_override(node, number):
-                    because = f"{node.op} shares a number with another node"
-                    settled &= not pin(number.axis, Kept(because, label(node)))
+                    settled &= not self._pin((number.axis,), f"{node.op} shares a number with another node", node)
         return [replace(number, place=None) if number.place in shared else number for number, _ in numbers]
+
+    def _pin(self, axes: Iterable[Layout], because: str, node: gs.Node) -> bool:
+        """Pins axes, and says whether one of them was free."""
+        pinned = any([pin(axis, Kept(because, label(node))) for axis in axes])
+        if pinned:
+            self._extents.clear()
+            self._chains.clear()
+            self._free.clear()
+        return pinned
+
+    def _size(self, axis: Layout) -> Extent:
+        """The extent of an axis, noted until something is pinned: a Gather asks for it at every position it picks."""
+        if axis not in self._extents:
+            self._extents[axis] = extent(axis)
+        return self._extents[axis]
+
+    def _is_free(self, axis: Layout) -> bool:
+        """Whether an axis may lose positions."""
+        if axis not in self._free:
+            self._free[axis] = any(leaf.kept is None for leaf in leaves(axis))
+        return self._free[axis]
 
     def _may_override(self, node: gs.Node, number: Number) -> bool:
         """Whether another number can be put into an input of a node, which must be a vector for that.
@@ -80,7 +103,7 @@ class Numbering:
             return False
         if number.entry.fixed or number.place is None:
             return number.entry.fixed
-        factors = list(sizes.factors(self.terms[name][number.entry.index]))
+        factors = sizes.factors(self.terms[name][number.entry.index])
         literals = [factor.place for factor in factors if isinstance(factor, sizes.Literal)]
         return number.place in literals and all(isinstance(sizes.value_of(factor), int) for factor in factors)
 
@@ -91,7 +114,7 @@ class Numbering:
             if fact.entry.input is not None and fact.entry.stated:
                 term, fact = self._narrowed(node, fact)
                 if isinstance(term, sizes.Literal | sizes.Computed) and term.place:
-                    meanings[term.place].add((fact.upto, tuple(sorted(extent(fact.axis).items()))))
+                    meanings[term.place].add((fact.upto, tuple(sorted(self._size(fact.axis).items()))))
         for name in self.values:
             for term in self.terms[name].ravel():
                 if isinstance(term, sizes.Literal | sizes.Computed) and term.place:
@@ -102,19 +125,19 @@ class Numbering:
         """The integer of a fact if it has to be written, and whether something had to be pinned for want of a way."""
         if fact.entry.input is None or not fact.entry.stated:
             number = Number(first_output(node), fact.entry, None, fact.axis, fact.upto, fact.when)
-            return (number if _is_free(fact.axis) or not fact.entry.stated else None), False
+            return (number if self._is_free(fact.axis) or not fact.entry.stated else None), False
         term, fact = self._narrowed(node, fact)
         sources = self._sources(term)
-        if not any(map(_is_free, (fact.axis, *sources))):
+        if not any(map(self._is_free, (fact.axis, *sources))):
             return None, False
-        if fact.upto is None and not isinstance(term, sizes.Literal) and self._extent(term) == extent(fact.axis):
+        if fact.upto is None and not isinstance(term, sizes.Literal) and self._extent(term) == self._size(fact.axis):
             return None, False
         place = term.place if isinstance(term, sizes.Literal | sizes.Computed) else None
         number = Number(first_output(node), fact.entry, place, fact.axis, fact.upto, sources)
         if place or self._may_override(node, number):
             return number, False
         because = f"{node.op} has a size of it from a computation that would not follow"
-        return None, any([pin(axis, Kept(because, label(node))) for axis in (fact.axis, *sources)])
+        return None, self._pin((fact.axis, *sources), because, node)
 
     def _narrowed(self, node: gs.Node, fact: Counts) -> tuple[sizes.Term, Counts]:
         """A number and what it counts; of batch x 12, or a size divided by 12, only the 12, which counts the heads."""
@@ -125,9 +148,9 @@ class Numbering:
         match term:
             case sizes.Computed("Div", (sizes.Size() as size, sizes.Literal() as divisor)) if divisor.place:
                 for counted, left in runs(self.axes[size.tensor][size.axis]):
-                    if counted.size == divisor.value and extent(left) == extent(fact.axis):
+                    if counted.size == divisor.value and extent(left) == self._size(fact.axis):
                         return divisor, _counting(fact, divisor, counted)
-        factors = list(sizes.factors(term))
+        factors = sizes.factors(term)
         for literal in factors:
             if not isinstance(literal, sizes.Literal) or not literal.place:
                 continue
@@ -147,10 +170,16 @@ class Numbering:
 
     def _extent(self, term: sizes.Term) -> Extent | None:
         """What an integer of a chain will be, as a polynomial in the free dims; None when not known."""
+        for other in sizes.inside(term) if id(term) not in self._chains else ():
+            self._chains[id(other)] = self._step(other)
+        return self._chains[id(term)]
+
+    def _step(self, term: sizes.Term) -> Extent | None:
+        """The same where that of its arguments is known."""
         if isinstance(term, sizes.Size):
-            return extent(self.axes[term.tensor][term.axis])
+            return self._size(self.axes[term.tensor][term.axis])
         if isinstance(term, sizes.Computed):
-            args = [self._extent(arg) for arg in term.args]
+            args = [self._chains[id(arg)] for arg in term.args]
             if any(arg is None for arg in args):
                 return None
             if all(set(arg) <= {()} for arg in args if arg is not None):
@@ -168,7 +197,3 @@ class Numbering:
 def _counting(fact: Counts, literal: sizes.Literal, axis: Layout) -> Counts:
     """The same fact of a literal that another number is computed from."""
     return replace(fact, entry=replace(fact.entry, value=literal.value, fixed=False), axis=axis)
-
-
-def _is_free(layout: Layout) -> bool:
-    return any(leaf.kept is None for leaf in leaves(layout))

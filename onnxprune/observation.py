@@ -6,28 +6,68 @@ inputs have symbolic axes it runs twice with different sizes; an axis that chang
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.errors import DataError, ModelError
+from onnxprune.errors import DataError, ModelError, Overrun
 from onnxprune.graph import Graph
+from onnxprune.reading import inferred_types
 from onnxprune.records import MASK
-from onnxprune.runtime import Feeds, Session
+from onnxprune.runtime import Bound, Feeds, Session, own_memory
 
 PREFIX = "onnxprune.shape:"
+"""In front of the name of a tensor: its shape."""
 
-FEATURE_MAPS = ((37, 41), (53, 59)), ((64, 96), (96, 128)), ((224, 256), (256, 288))
+FEATURE_MAPS = (
+    ((37, 41), (53, 59)),
+    ((40, 56), (72, 88)),
+    ((64, 96), (96, 128)),
+    ((64, 64), (128, 128)),
+    ((224, 256), (256, 288)),
+    ((224, 448), (448, 672)),
+)
 """Heights and widths tried in turn for symbolic image axes, a pair for each of the two runs: primes first, since equal
-sizes hide which axis is which, then the multiples of 32 that networks with skip connections ask for."""
+sizes hide which axis is which, then multiples of 8 and 32, as networks with skip connections ask for, squares, and
+multiples of 7, as windows of attention ask for."""
+
+
+def _multiples(of: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Lengths for two runs that a number divides, no two of them equal."""
+    return tuple(of * i for i in (1, 3, 5, 7, 9, 11)), tuple(of * i for i in (13, 15, 17, 19, 21, 23))
+
 
 LENGTHS = (
     ((5, 7, 11, 13, 17, 19), (23, 29, 31, 43, 47, 61)),
+    _multiples(8),
+    _multiples(16),
+    _multiples(32),
+    ((64, 128, 256, 512, 1024, 2048), (128, 256, 512, 1024, 2048, 4096)),
+    ((840, 2520, 4200, 5880, 7560, 9240), (1680, 3360, 5040, 6720, 8400, 10080)),
     ((401, 419, 431, 443, 457, 461), (503, 521, 541, 547, 557, 569)),
     ((16001, 16007, 16033, 16057, 16061, 16063), (17011, 17021, 17027, 17029, 17033, 17041)),
+    ((16384, 32768, 65536, 131072, 262144, 524288), (32768, 65536, 131072, 262144, 524288, 1048576)),
 )
-"""Sizes tried in the same way for other symbolic axes: tokens first, then frames and samples of sound."""
+"""Sizes tried in the same way for other symbolic axes: tokens first, also such as 8, 16, 32, 64 and all numbers up to 8
+divide, then frames and samples of sound."""
+
+STEERING = 64
+"""Elements of a constant that may steer shapes."""
+
+MADE_UP = 1 << 30
+"""The most bytes of tensors that are spent on sizes which are made up."""
+
+SHARE = 4
+"""The part of the machine's memory, one in so many, that the analysis takes at the most."""
+
+PATIENCE = 30
+"""Seconds that a run with made-up inputs takes at the most."""
+
+PACE = 50_000_000
+"""Bytes of weights for which a run has a second more."""
 
 BATCHES = 2, 3
 
@@ -58,19 +98,18 @@ def observe(graph: Graph, sample: Feeds | None = None) -> Observation:
         ModelError: ONNX Runtime cannot load the model.
         DataError: no sizes tried for symbolic axes let it run.
     """
-    try:
-        session = _exposed(graph, _made(graph))
-    except ModelError:  # a sequence has no shape, and only ONNX Runtime knows which values are sequences
-        plain = Session(graph.message(outputs=_made(graph)), device="cpu", optimize=False)
-        session = _exposed(graph, [name for name, kind, _ in plain.outputs if kind.startswith("tensor(")])
-    tensors = [name.removeprefix(PREFIX) for name, _, _ in session.outputs if name.startswith(PREFIX)]
-    types = {name: DTYPES[kind] for name, kind, _ in session.outputs if kind in DTYPES and not name.startswith(PREFIX)}
-    if session.widened:  # what runs in float32 may be bfloat16 in the file
-        types = {name: kind for name, kind in types.items() if kind is not np.float32}
+    bound = None if sample is not None else _bound(graph)
+    prefix = graph.fresh(PREFIX)
+    session, types = _watched(graph, prefix, bound)
+    tensors = [name.removeprefix(prefix) for name, _, _ in session.outputs if name.startswith(prefix)]
     failure: ModelError | None = None
     for pair in sizes_to_try(session, sample):
         try:
-            runs = [_run(session, tensors, synthetic(session, sizes, sample)) for sizes in pair]
+            runs = [_run(session, prefix, tensors, _inputs(session, sizes, sample, bound)) for sizes in pair]
+        except Overrun as error:  # what comes next is larger
+            if failure is None:
+                raise Overrun(_overrun(session, pair[-1], error)) from error
+            break
         except ModelError as error:
             failure = failure or error
             continue
@@ -78,18 +117,81 @@ def observe(graph: Graph, sample: Feeds | None = None) -> Observation:
         moved = {(n, i) for n in first for i, size in enumerate(first[n]) if second[n][i : i + 1] != (size,)}
         constants = {name: array.shape for name, array in graph.constants.items()}
         return Observation(first | constants, frozenset(moved), types)
-    if sample is None and any(not isinstance(size, int) for _, _, shape in session.inputs for size in shape):
+    if sample is None and _is_open(session):
         raise DataError(f"no sizes tried for the symbolic axes let the model run; give --data. {failure}")
     raise ModelError(str(failure))
 
 
-def _exposed(graph: Graph, tensors: list[str]) -> Session:
-    """A session that gives out tensors, and the shape of each, which alone is fetched."""
+def _overrun(session: Session, sizes: Mapping[tuple[str, int], int], error: Overrun) -> str:
+    """What to say of a model that takes more than is spent on made-up inputs."""
+    shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in list(_shapes(session, sizes).items())[:3])
+    return (
+        f"with made-up inputs of the shapes {shapes} {error}; no more than {PATIENCE} s and a quarter of the memory "
+        f"are spent on them, {MADE_UP / 1e9:.1f} GB where sizes are made up; give --data, which has no bounds."
+    )
+
+
+def _bound(graph: Graph) -> Bound:
+    """What a run of a model with made-up inputs may take."""
+    memory = own_memory() // SHARE
+    sizes = [size for tensor in graph.gs.inputs for size in (tensor.shape or ())[1:]]
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        memory = min(memory, MADE_UP)
+    return Bound(memory, PATIENCE + graph.nbytes / PACE)
+
+
+def _watched(graph: Graph, prefix: str, bound: Bound | None) -> tuple[Session, dict[str, type]]:
+    """A session that gives the shape of each tensor that nodes make, and the types of these tensors.
+
+    Types are what onnx infers. A tensor of which it knows none, as of operators of other domains, is given out too, so
+    that ONNX Runtime says it; that costs memory, since what is given out is kept to the end of the run.
+    """
+    known = inferred_types(graph.without_weights(STEERING))
+    made = _made(graph)
+    tensors, unknown = [name for name in made if known.get(name) != 0], [name for name in made if name not in known]
+    try:
+        session = _exposed(graph, prefix, tensors, unknown, bound)
+    except ModelError:  # a sequence has no shape, and only ONNX Runtime knows which values are sequences
+        plain = Session(graph.message(outputs=unknown), device="cpu", optimize=False)
+        sequences = {name for name, kind, _ in plain.outputs if not kind.startswith("tensor(")}
+        tensors, unknown = ([name for name in names if name not in sequences] for names in (tensors, unknown))
+        session = _exposed(graph, prefix, tensors, unknown, bound)
+    own = {name: DTYPES[kind] for name, kind, _ in session.outputs if kind in DTYPES and not name.startswith(prefix)}
+    if session.widened:  # what runs in float32 may be bfloat16 in the file
+        own = {name: kind for name, kind in own.items() if kind is not np.float32}
+    return session, own | {name: ELEMENTS[known[name]] for name in made if known.get(name) in ELEMENTS}
+
+
+def _exposed(graph: Graph, prefix: str, tensors: list[str], unknown: list[str], bound: Bound | None) -> Session:
+    """A session that gives out the shapes of tensors, and some tensors themselves."""
     from onnx import helper
 
-    nodes = [helper.make_node("Shape", [name], [PREFIX + name]) for name in tensors]
-    model = graph.message(nodes=nodes, outputs=[*tensors, *(PREFIX + name for name in tensors)])
-    return Session(model, device="cpu", optimize=False)
+    nodes = [helper.make_node("Shape", [name], [prefix + name]) for name in tensors]
+    model = graph.message(nodes=nodes, outputs=[*unknown, *(prefix + name for name in tensors)])
+    return Session(model, device="cpu", optimize=False, bound=bound, shapes_first=True)
+
+
+def _is_open(session: Session) -> bool:
+    return any(not isinstance(size, int) for _, _, shape in session.inputs for size in shape)
+
+
+def _shapes(session: Session, sizes: Mapping[tuple[str, int], int]) -> dict[str, list[int]]:
+    """The shapes of the inputs where symbolic axes have these sizes."""
+    return {
+        name: [size if isinstance(size, int) else sizes[name, axis] for axis, size in enumerate(shape)]
+        for name, _, shape in session.inputs
+    }
+
+
+def _inputs(session: Session, sizes: Mapping[tuple[str, int], int], sample: Feeds | None, bound: Bound | None) -> Feeds:
+    """Made-up inputs, if they fit into the memory that there is for them.
+
+    Raises:
+        Overrun: they do not.
+    """
+    if bound and sum(8 * math.prod(shape) for shape in _shapes(session, sizes).values()) > bound.memory:
+        raise Overrun(f"the inputs alone take more than {bound.memory / 1e9:.1f} GB")
+    return synthetic(session, sizes, sample)
 
 
 def dtype_of(name: str, kind: str) -> type:
@@ -152,13 +254,19 @@ DTYPES: dict[str, type] = {
 }
 """numpy types of ONNX Runtime's type names."""
 
+ELEMENTS = {
+    **{1: np.float32, 2: np.uint8, 3: np.int8, 4: np.uint16, 5: np.int16, 6: np.int32, 7: np.int64, 8: np.str_},
+    **{9: np.bool_, 10: np.float16, 11: np.float64, 12: np.uint32, 13: np.uint64},
+}
+"""The same of ONNX's numbers."""
+
 
 def _made(graph: Graph) -> list[str]:
     return [tensor.name for node in graph.nodes for tensor in node.outputs if tensor.name]
 
 
-def _run(session: Session, tensors: list[str], feeds: Feeds) -> dict[str, tuple[int, ...]]:
-    seen = session.run(feeds, [PREFIX + name for name in tensors])
+def _run(session: Session, prefix: str, tensors: list[str], feeds: Feeds) -> dict[str, tuple[int, ...]]:
+    seen = session.run(feeds, [prefix + name for name in tensors])
     shapes = {name: tuple(map(int, shape)) for name, shape in zip(tensors, seen, strict=True)}
     return shapes | {name: array.shape for name, array in feeds.items()}
 
@@ -174,8 +282,13 @@ def sizes_to_try(session: Session, sample: Feeds | None = None) -> Iterator[list
     if not open_axes:
         yield [{}]
         return
-    for maps, tokens in zip(FEATURE_MAPS, LENGTHS, strict=True):
-        pair = []
+    wanted = [_is_map(axis, rank) for _, axis, _, rank in open_axes if axis or sample is not None]
+    choices = (
+        list(enumerate(FEATURE_MAPS if any(wanted) else FEATURE_MAPS[:1])),
+        list(enumerate(LENGTHS if not all(wanted) else LENGTHS[:1])),
+    )
+    for (_, maps), (_, tokens) in sorted(itertools.product(*choices), key=lambda pair: pair[0][0] + pair[1][0]):
+        found = []
         for run in (0, 1):
             lengths = iter(tokens[run])
             symbols: dict[str, int] = {}
@@ -186,9 +299,14 @@ def sizes_to_try(session: Session, sample: Feeds | None = None) -> Iterator[list
                     symbols[symbol] = BATCHES[run]
                 elif sample is not None:
                     symbols[symbol] = sample[name].shape[axis]
-                elif rank in (4, 5) and axis >= rank - 2:
+                elif _is_map(axis, rank):
                     symbols[symbol] = maps[run][axis - rank]
                 else:
                     symbols[symbol] = next(lengths, 67)
-            pair.append({(name, axis): symbols[symbol] for name, axis, symbol, _ in open_axes})
-        yield pair
+            found.append({(name, axis): symbols[symbol] for name, axis, symbol, _ in open_axes})
+        yield found
+
+
+def _is_map(axis: int, rank: int) -> bool:
+    """Whether an axis is the height or width of an image, or of the frames of a video."""
+    return rank in (4, 5) and axis >= rank - 2

@@ -27,7 +27,7 @@ def override(graph: Graph, node: gs.Node, index: int, numbers: Sequence[Written]
         index: which of its inputs that is.
         numbers: what to put in; where it is part of a product, the rest of the product stays.
     """
-    name = f"{first_output(node)}.input{index}"
+    name = graph.fresh(f"{first_output(node)}.input{index}")
     whole = [number for number in numbers if not number.part]
     parts = [number for number in numbers if number.part]
     if parts:

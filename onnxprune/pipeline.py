@@ -9,6 +9,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from onnxprune.data import load_data
 from onnxprune.errors import ModelError, PlanError
 from onnxprune.findings import Latency, Report
 from onnxprune.graph import Graph
-from onnxprune.grouping import find_units
+from onnxprune.grouping import AllowIO, find_units
 from onnxprune.records import Moments, Plan, Scores
 from onnxprune.report import unproved
 from onnxprune.run import QUALITY_BATCH, Feeding, Progress, Ranking, Run, as_graph, counted, quiet
@@ -25,6 +26,7 @@ from onnxprune.runtime import Session
 from onnxprune.selection import CONVOLUTION_MULTIPLE, Budget, Limits, select
 from onnxprune.surgery import remove
 from onnxprune.units import Units
+from onnxprune.validation import COUNT, validate
 
 NOT_FASTER = 0.97
 
@@ -76,16 +78,15 @@ class Method:
         allow_io: what inputs and outputs of the model may lose: "head" for the heads that caches hold.
     """
 
-    rounds: int = 5
+    rounds: Annotated[int, COUNT] = 5
     limits: Limits = field(default_factory=Limits)
     refit: bool = False
     latency: bool = True
     residual: bool = False
-    allow_io: tuple[str, ...] = ()
+    allow_io: tuple[AllowIO, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise PlanError(f"--rounds {self.rounds} is out of range; give 1 or more.")
+        validate(self, limits="the limits:", latency="latency")
         if self.refit and self.allow_io:
             raise PlanError("--refit runs both models on the same inputs, which --allow-io changes; leave one out.")
 

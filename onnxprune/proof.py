@@ -26,7 +26,8 @@ from onnxprune.differences import difference
 from onnxprune.errors import ModelError
 from onnxprune.findings import Proof
 from onnxprune.graph import Graph
-from onnxprune.masking import ZERO_POINTS, check_plan, masked_parts
+from onnxprune.masking import ZERO_POINTS, masked_parts
+from onnxprune.plans import check_units
 from onnxprune.precision import is_half
 from onnxprune.records import Plan, rows_of, take
 from onnxprune.runtime import Feeds, Session
@@ -62,7 +63,7 @@ def prove(units: Units, plan: Plan, compact: Graph, probes: Sequence[Feeds], *, 
         VerificationError: they differ; the message names the first tensor that does.
         PlanError: the plan is for another model.
     """
-    check_plan(units.graph, plan)
+    check_units(units, plan)
     return _Trial(Pair.of(units, plan, compact, device)).run(probes)
 
 

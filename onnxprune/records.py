@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from onnxprune.errors import DataError, PlanError
 from onnxprune.files import Results, write, write_arrays
+from onnxprune.validation import COUNT, NATURAL, NumberType, Rising, Within, validate
 
 MASK = "attention_mask"
 """The input that is 0 at tokens that do not count, (samples, tokens)."""
@@ -32,7 +34,7 @@ def reference(*, exact: bool) -> str:
     return "the masked original" + ("" if exact else " whose normalizations run over what is kept")
 
 
-KeptIndices = Mapping[int, tuple[int, ...]]
+KeptIndices = Mapping[int, Annotated[tuple[int, ...], Rising()]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,11 +247,14 @@ class Written:
 
     node: str
     attribute: str
-    input: int
+    input: Annotated[int, Within("-1 or more", -1)]
     constant: str
-    index: int
-    value: float
-    part: int = 0
+    index: Annotated[int, NATURAL]
+    value: Annotated[float, Within("a finite number", open="both")]
+    part: Annotated[int, NATURAL] = 0
+
+    def __post_init__(self) -> None:
+        validate(self, **{field: f"the {field} of a number of the plan" for field in self.__slots__})
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,18 +267,27 @@ class Frozen:
         values: its elements, row by row.
     """
 
-    dtype: str
-    shape: list[int]
-    values: list[float]
+    dtype: NumberType
+    shape: list[Annotated[int, NATURAL]]
+    values: list[float | bool]
+
+    def __post_init__(self) -> None:
+        validate(self, **{field: f"the {field} of a frozen tensor of the plan" for field in self.__slots__})
+        if math.prod(self.shape) != len(self.values):
+            raise PlanError(f"a frozen tensor of the plan has the shape {self.shape} and {len(self.values)} numbers.")
 
     @classmethod
     def of(cls, array: np.ndarray) -> Frozen:
         """The record of an array."""
-        return cls(str(array.dtype), list(array.shape), array.ravel().tolist())
+        return cls(array.dtype.name, list(array.shape), array.ravel().tolist())  # type: ignore[arg-type]
 
     def array(self) -> np.ndarray:
         """The value as an array."""
         return np.array(self.values, self.dtype).reshape(self.shape)
+
+
+TABLES = ("initializers", "activations", "periods", "merged", "constant", "joined", "spared")
+"""Tables of a plan whose inner keys are numbers, which in JSON are texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,13 +315,13 @@ class Plan:
     """
 
     model: str
-    groups: Mapping[str, tuple[int, tuple[int, ...]]]
+    groups: Mapping[str, tuple[Annotated[int, COUNT], Annotated[tuple[int, ...], Rising(1)]]]
     initializers: Mapping[str, KeptIndices]
     activations: Mapping[str, KeptIndices]
     numbers: tuple[Written, ...]
     frozen: Mapping[str, Frozen]
     copies: Mapping[str, str]
-    periods: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    periods: Mapping[str, Mapping[int, Annotated[int, COUNT]]] = field(default_factory=dict)
     omitted: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     merged: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     constant: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
@@ -316,6 +330,12 @@ class Plan:
     spared: Mapping[str, KeptIndices] = field(default_factory=dict)
     inexact: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        validate(self, **{field: f"the plan's {field}" for field in self.__slots__})
+        for name, (size, kept) in self.groups.items():
+            if kept[-1] >= size:
+                raise PlanError(f"the plan keeps unit {kept[-1]} of group '{name}', which has {size}; make a new plan.")
 
     def to_json(self) -> str:
         """The plan as JSON, schema onnxprune.plan/1; the same plan gives the same bytes."""
@@ -363,34 +383,18 @@ class Plan:
         """
         try:
             data = json.loads(Path(path).read_text())
-            if data["schema"] != "onnxprune.plan/1":
+            if data.pop("schema") != "onnxprune.plan/1":
                 raise KeyError("schema")
-
-            def axes(table: Any) -> dict[str, KeptIndices]:
-                return {n: {int(axis): tuple(kept) for axis, kept in by.items()} for n, by in table.items()}
-
-            return cls(
-                data["model"],
-                {name: (group["units"], tuple(group["kept"])) for name, group in data["groups"].items()},
-                axes(data["initializers"]),
-                axes(data["activations"]),
-                tuple(Written(**number) for number in data["numbers"]),
-                {name: Frozen(**frozen) for name, frozen in data["frozen"].items()},
-                data["copies"],
-                {name: {int(axis): n for axis, n in by.items()} for name, by in data["periods"].items()},
-                {node: tuple(inputs) for node, inputs in data["omitted"].items()},
-                {g: {int(a): b for a, b in units.items()} for g, units in data["merged"].items()},
-                {g: {int(a): x for a, x in units.items()} for g, units in data["constant"].items()},
-                {
-                    name: {int(axis): tuple((a, b) for a, b in pairs) for axis, pairs in by.items()}
-                    for name, by in data["joined"].items()
-                },
-                {name: Frozen(**bias) for name, bias in data["biases"].items()},
-                axes(data["spared"]),
-                tuple(data["inexact"]),
-                data["settings"],
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            for table in TABLES:
+                data[table] = {name: {int(key): x for key, x in by.items()} for name, by in data[table].items()}
+            data["groups"] = {name: (group["units"], group["kept"]) for name, group in data["groups"].items()}
+            data["numbers"] = [Written(**number) for number in data["numbers"]]
+            for arrays in ("frozen", "biases"):
+                data[arrays] = {name: Frozen(**frozen) for name, frozen in data[arrays].items()}
+            return cls(**data)
+        except PlanError as error:
+            raise PlanError(f"{path}: {error}") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise PlanError(f"{path} is no plan of onnxprune; make one with `onnxprune prune --plan`.") from error
 
 

@@ -35,7 +35,11 @@ if TYPE_CHECKING:
 RIDGE = 1e-3
 """Relative to the mean of the diagonal of the second moments."""
 
-PREFIX = "original:"
+PREFIX = "onnxprune.original:"
+"""In front of the names of the original's tensors, beside those of the compact model."""
+
+STATES = "onnxprune.refit:"
+"""In front of what is computed from both."""
 
 Batches = Callable[[], Iterable[tuple[Feeds, int]]]
 """Gives the calibration batches anew each time it is called."""
@@ -127,31 +131,34 @@ def _side_by_side(original: Graph, compact: Graph, site: Site, kept: int) -> byt
     """One model of both, up to a site, that gives its moments: states are (features, samples) there."""
     from onnx import ModelProto, compose, helper, numpy_helper
 
+    prefix, own = compact.fresh(PREFIX), original.fresh(compact.fresh(STATES))
     model, shared = compact.parts()
     whole, others = original.parts()
-    other: ModelProto = compose.add_prefix(whole, PREFIX, rename_inputs=False)
-    shared |= {PREFIX + name: array for name, array in others.items()}
+    other: ModelProto = compose.add_prefix(whole, prefix, rename_inputs=False)
+    shared |= {prefix + name: array for name, array in others.items()}
     model.graph.node.extend(other.graph.node)
     model.graph.initializer.extend(other.graph.initializer)
     del model.graph.output[:]
     model.graph.ClearField("value_info")
     states: dict[str, str] = {}
-    for name, features in (("", kept), (PREFIX, site.features)):
+    for name, features in (("", kept), (prefix, site.features)):
         tensor = site.tensor if site.tensor in original.inputs else name + site.tensor
-        nodes, constants = state_nodes(replace(site, features=features), f"{name}refit.states", tensor)
-        states[name], more, needed = shown_nodes(site, f"{name}refit.states")
-        nodes += [*more, helper.make_node("Transpose", [states[name]], [f"{name}refit.turned"], perm=[1, 0])]
+        base = f"{own}{name}"
+        nodes, constants = state_nodes(replace(site, features=features), f"{base}states", tensor)
+        states[name], more, needed = shown_nodes(site, f"{base}states")
+        nodes += [*more, helper.make_node("Transpose", [states[name]], [f"{base}turned"], perm=[1, 0])]
         model.graph.node.extend(nodes)
         values = {**constants, **needed}
         model.graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in values.items())
+    names = [f"{own}{part}" for part in ("gram", "cross", "shape")]
     model.graph.node.extend(
         [
-            helper.make_node("MatMul", [states[""], "refit.turned"], ["refit.gram"]),
-            helper.make_node("MatMul", [states[""], f"{PREFIX}refit.turned"], ["refit.cross"]),
-            helper.make_node("Shape", [states[""]], ["refit.shape"]),
+            helper.make_node("MatMul", [states[""], f"{own}turned"], names[:1]),
+            helper.make_node("MatMul", [states[""], f"{own}{prefix}turned"], names[1:2]),
+            helper.make_node("Shape", [states[""]], names[2:]),
         ]
     )
-    for name in ("refit.gram", "refit.cross", "refit.shape"):
+    for name in names:
         model.graph.output.add(name=name)
     _drop_unneeded(model)
     return Message.of(model, shared)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from onnxprune.scoring import score as score_units
 from onnxprune.spectral import SpectralOptions
 from onnxprune.states import kept_features
 from onnxprune.surgery import fed
+from onnxprune.validation import COUNT, NATURAL, SEED, validate
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage, what is done of it, and how much there is, -1 when not known."""
@@ -57,10 +59,13 @@ class Feeding:
         stride: every which position or token counts in calibration.
     """
 
-    samples: int | None = None
-    batch: int = 32
+    samples: Annotated[int, NATURAL] | None = None
+    batch: Annotated[int, COUNT] = 32
     device: str = "auto"
-    stride: int = 1
+    stride: Annotated[int, COUNT] = 1
+
+    def __post_init__(self) -> None:
+        validate(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +82,10 @@ class Ranking:
     criterion: str = "spectral"
     spectral: SpectralOptions = field(default_factory=SpectralOptions)
     reverse: bool = False
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
 
     def __post_init__(self) -> None:
+        validate(self, spectral="the options of the spectral criterion:")
         if self.criterion not in CRITERIA:
             raise PlanError(f"there is no criterion '{self.criterion}'; use one of {', '.join(CRITERIA)}.")
 

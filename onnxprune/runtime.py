@@ -12,13 +12,15 @@ import io
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from onnxprune.errors import DeviceError, ModelError
+from onnxprune.errors import DeviceError, ModelError, Overrun
 from onnxprune.writing import Message
 
 log = logging.getLogger(__name__)
@@ -42,6 +44,19 @@ ADVICE = {
 Feeds = Mapping[str, np.ndarray]
 
 
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What a run with made-up inputs may take, on the CPU.
+
+    Attributes:
+        memory: bytes of all tensors at a time, weights left out.
+        seconds: of one run.
+    """
+
+    memory: int
+    seconds: float
+
+
 class Session:
     """A model loaded in ONNX Runtime.
 
@@ -61,6 +76,8 @@ class Session:
         threads: int | None = None,
         spin: bool = True,
         adapt: Callable[[Feeds], Feeds] | None = None,
+        bound: Bound | None = None,
+        shapes_first: bool = False,
     ) -> None:
         """Loads a model.
 
@@ -71,6 +88,8 @@ class Session:
             threads: intra-op threads; `own_cores()` when None or 0.
             spin: whether idle threads wait busily, which is faster alone and slows PyTorch down beside it.
             adapt: makes the inputs of this model from those that `run` is given.
+            bound: what a run may take; no user's own data are ever bounded.
+            shapes_first: whether Shape nodes run as soon as they can, so that tensors are freed once they are read.
 
         Raises:
             ModelError: ONNX Runtime cannot load the model.
@@ -88,6 +107,11 @@ class Session:
             options.inter_op_num_threads = 1
         if not spin:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if shapes_first:
+            options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+        self._bound = bound
+        if bound:
+            _bind_memory(onnxruntime, options, bound.memory)
         self._weights = {name: np.ascontiguousarray(array) for name, array in shared_by(model).items()}
         self.widened = isinstance(model, Message) and model.widened
         source = model if isinstance(model, bytes) else str(model)
@@ -115,14 +139,87 @@ class Session:
 
         Raises:
             ModelError: ONNX Runtime fails on these inputs.
+            Overrun: the run takes more than the session is bound to.
         """
         wanted = list(names) if names is not None else [name for name, _, _ in self.outputs]
         try:
             given = self._adapt(feeds) if self._adapt else feeds
-            results = self._session.run(wanted, {**self._weights, **given})
+            with self._ending() as options:
+                results = self._session.run(wanted, {**self._weights, **given}, options)
             return list(results) if wanted else []  # asked for nothing, it gives all
+        except Overrun:
+            raise
         except Exception as error:  # as above
+            if self._bound and "Available memory of" in str(error):
+                raise Overrun(f"it takes more than {self._bound.memory / 1e9:.1f} GB") from error
             raise ModelError(f"ONNX Runtime cannot run the model: {first_line(error)}") from error
+
+    @contextlib.contextmanager
+    def _ending(self) -> Iterator[Any]:
+        """The options of a run that ends, between two nodes, when its time is over; None where it has no bound.
+
+        Raises:
+            Overrun: it had to be ended.
+        """
+        if self._bound is None:
+            yield None
+            return
+        import onnxruntime
+
+        options = onnxruntime.RunOptions()
+        options.log_severity_level = 4
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        over = threading.Event()
+
+        def end() -> None:
+            over.set()
+            options.terminate = True
+
+        timer = threading.Timer(self._bound.seconds, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield options
+        except Exception as error:
+            if not over.is_set():
+                raise
+            raise Overrun(f"it does not end within {self._bound.seconds:.0f} s") from error
+        finally:
+            timer.cancel()
+
+
+def _bind_memory(onnxruntime: Any, options: Any, memory: int) -> None:
+    """Lets sessions made with these options have so many bytes of tensors.
+
+    ONNX Runtime bounds arenas that sessions share, so one is made; the next one that is made takes its place. Weights
+    stay out of it.
+    """
+    info = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    settings = {
+        "max_mem": memory,
+        "arena_extend_strategy": 1,  # as much as is asked for
+        "initial_chunk_size_bytes": -1,
+        "max_dead_bytes_per_chunk": -1,
+    }
+    onnxruntime.create_and_register_allocator(info, onnxruntime.OrtArenaCfg(settings))
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+
+
+def own_memory() -> int:
+    """Bytes of memory that this process may have: those of the machine, or fewer where it was given a limit."""
+    found = [8 << 30]  # where nothing says it
+    if hasattr(os, "sysconf"):
+        import resource
+
+        found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        found += [limit] if limit != resource.RLIM_INFINITY else []
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(found)
 
 
 def own_cores() -> int | None:

@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from onnxprune.axes import leaves
 from onnxprune.errors import NothingToPrune, PlanError
 from onnxprune.records import Group, Scores
 from onnxprune.units import Units
+from onnxprune.validation import COUNT, Within, validate
 
 Keep = dict[str, np.ndarray]
 
@@ -46,12 +47,11 @@ class Budget:
     """
 
     kind: Literal["params", "macs", "units"]
-    share: float
+    share: Annotated[float, Within("a share between 0 and 1, such as 0.4", 0, 1, "both")]
 
     def __post_init__(self) -> None:
-        if not 0 < self.share < 1:
-            option = {"params": "--ratio", "macs": "--macs", "units": "--units"}[self.kind]
-            raise PlanError(f"{option} {self.share:g} is out of range; give a share between 0 and 1, such as 0.4.")
+        option = {"params": "--ratio"}.get(str(self.kind), f"--{self.kind}")
+        validate(self, kind="the kind of a budget", share=option)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +68,13 @@ class Limits:
     """
 
     allocation: Literal["global", "uniform"] = "global"
-    round_to: int | None = None
-    floor: float = 0.1
+    round_to: Annotated[int, COUNT] | None = None
+    floor: Annotated[float, Within("a share from 0 up to below 1", 0, 1, "high")] = 0.1
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.round_to is not None and self.round_to < 1:
-            raise PlanError(f"--round-to {self.round_to} is out of range; give 1 or more.")
-        if not 0 <= self.floor < 1:
-            raise PlanError(f"--floor {self.floor:g} is out of range; give a share from 0 up to below 1.")
+        validate(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,12 +30,46 @@ def captured_by(node: onnx.NodeProto) -> set[str]:
     return names
 
 
-def unshare(graph: gs.Graph, constants: Mapping[str, np.ndarray], captured: set[str]) -> dict[str, str]:
-    """Gives each use of a shared constant a copy of its own; returns the origin of each copy."""
+def names_in(graph: onnx.GraphProto) -> set[str]:
+    """Names of all tensors of a graph, those inside of bodies included."""
+    import onnx
+
+    names = {tensor.name for tensor in (*graph.input, *graph.output, *graph.initializer, *graph.value_info)}
+    names |= {tensor.values.name for tensor in graph.sparse_initializer}
+    for node in graph.node:
+        names.update(node.input, node.output)
+        for attribute in node.attribute:
+            if attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
+                bodies = [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs
+                names = names.union(*map(names_in, bodies))
+    return names
+
+
+def unused(mark: str, names: Collection[str]) -> str:
+    """A mark that none of some names contains, so that names with it are new: the one given, or with primes."""
+    while any(mark in name for name in names):
+        mark += "'"
+    return mark
+
+
+def unshare(
+    graph: gs.Graph, constants: Mapping[str, np.ndarray], captured: set[str], names: Collection[str]
+) -> dict[str, str]:
+    """Gives each use of a shared constant a copy of its own, under a name that is not yet taken.
+
+    Args:
+        graph: the nodes.
+        constants: the values of its constants.
+        captured: names that bodies read from outside.
+        names: those that are taken.
+
+    Returns:
+        The origin of each copy.
+    """
     import onnx_graphsurgeon as gs
 
     copies: dict[str, str] = {}
-    names = {*constants, *graph.tensors(), *captured}
+    names = set(names)
     for name, tensor in graph.tensors().items():
         if name not in constants:
             continue

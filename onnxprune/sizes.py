@@ -8,6 +8,7 @@ numpy's own. What cannot be followed is `UNKNOWN`.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,11 @@ LIMIT = 4096
 FLOAT_LIMIT = 64
 """The same for floating-point numbers, of which only scales and what sizes are divided by steer shapes."""
 
+LARGEST = 1 << 63
+"""The largest magnitude of an integer that a tensor holds; what is larger here is another number there."""
+
+MOST_FACTORS = 64
+"""Factors of a product that are looked at: no integer has more but for factors of 1."""
 
 Place = tuple[str, int]
 """Where a term stands first: a tensor and a flat index in it."""
@@ -73,22 +79,41 @@ def value_of(term: Term) -> float | None:
     return None if isinstance(term, Unknown) else term.value
 
 
+def inside(term: Term) -> Iterator[Term]:
+    """A term and all that it is computed from, each once, arguments first.
+
+    A loop, since chains are deep, and each once, since what is used twice at every step is used very often.
+    """
+    done: set[int] = set()
+    waiting = [term]
+    while waiting:
+        top = waiting[-1]
+        args = [arg for arg in top.args if id(arg) not in done] if isinstance(top, Computed) else []
+        if args and id(top) not in done:
+            waiting += args[::-1]
+            continue
+        waiting.pop()
+        if id(top) not in done:
+            done.add(id(top))
+            yield top
+
+
 def sizes_in(term: Term) -> Iterator[Size]:
     """The axis sizes that a term depends on."""
-    if isinstance(term, Size):
-        yield term
-    elif isinstance(term, Computed):
-        for arg in term.args:
-            yield from sizes_in(arg)
+    return (other for other in inside(term) if isinstance(other, Size))
 
 
-def factors(term: Term) -> Iterator[Term]:
-    """What a term is the product of: itself where it is none."""
-    if isinstance(term, Computed) and term.op == "Mul":
-        for arg in term.args:
-            yield from factors(arg)
-    else:
-        yield term
+def factors(term: Term) -> list[Term]:
+    """What a term is the product of: itself where it is none, or of more than any integer has."""
+    found: list[Term] = []
+    waiting = [term]
+    while waiting and len(found) < MOST_FACTORS:
+        factor = waiting.pop()
+        if isinstance(factor, Computed) and factor.op == "Mul":
+            waiting += factor.args[::-1]
+        else:
+            found.append(factor)
+    return found if not waiting else [term]
 
 
 def is_fixed(term: Term) -> bool:
@@ -100,7 +125,8 @@ def literals(name: str, array: np.ndarray) -> np.ndarray | None:
     """The terms of a constant; None when it holds data rather than sizes."""
     if array.size > (FLOAT_LIMIT if array.dtype.kind == "f" else LIMIT) or array.dtype.kind not in "iubf":
         return None
-    flat = [Literal(value, (name, i)) for i, value in enumerate(array.ravel().tolist())]
+    values = enumerate(array.ravel().tolist())
+    flat = [Literal(value, (name, i)) if abs(value) <= LARGEST else UNKNOWN for i, value in values]
     return _array(flat, array.shape)
 
 
@@ -129,7 +155,7 @@ def follow(
         return None
     try:
         outputs = rule(attrs, *inputs)
-    except (ValueError, IndexError, TypeError, KeyError):  # an operand is unknown, or out of reach
+    except (ArithmeticError, ValueError, IndexError, TypeError, KeyError):  # an operand is unknown, or out of reach
         return None
     return [
         x if isinstance(x, np.ndarray) else _array([x], ())  # numpy turns arrays without axes into their element
@@ -178,6 +204,8 @@ def _arithmetic(op: str, function: Callable[..., float]) -> Callable[..., np.nda
         if any(value is None for value in values):
             return UNKNOWN
         value = function(*values)
+        if isinstance(value, complex) or not abs(value) <= LARGEST:
+            return UNKNOWN
         return Literal(value) if all(isinstance(arg, Literal) for arg in args) else Computed(op, args, value)
 
     def rule(attrs: Mapping[str, Any], *inputs: np.ndarray | None) -> np.ndarray:
@@ -207,13 +235,20 @@ def _comparison(op: str, function: Callable[[float, float], bool]) -> Callable[.
 
 def _never_negative(term: Term) -> bool:
     """Whether a term is a size, or made of sizes in a way that cannot fall below zero."""
-    if isinstance(term, Computed):
-        return term.op in ("Add", "Mul", "Max", "Min") and all(map(_never_negative, term.args))
-    return isinstance(term, Size) or (isinstance(term, Literal) and term.value >= 0)
+    return all(
+        other.op in ("Add", "Mul", "Max", "Min")
+        if isinstance(other, Computed)
+        else isinstance(other, Size) or (isinstance(other, Literal) and other.value >= 0)
+        for other in inside(term)
+    )
 
 
 def _divide(a: float, b: float) -> float:
     return int(a / b) if isinstance(a, int) and isinstance(b, int) else a / b
+
+
+def _power(a: float, b: float) -> float:
+    return a**b if abs(b) < 64 else math.pow(a, b)  # Python would compute all digits of it
 
 
 def _where(attrs: Mapping[str, Any], condition: np.ndarray, x: np.ndarray | None, y: np.ndarray | None) -> np.ndarray:
@@ -340,7 +375,7 @@ _RULES: dict[str, Callable[..., np.ndarray | list[np.ndarray]]] = {
     "Mul": _arithmetic("Mul", operator.mul),
     "Div": _arithmetic("Div", _divide),
     "Mod": _arithmetic("Mod", operator.mod),
-    "Pow": _arithmetic("Pow", operator.pow),
+    "Pow": _arithmetic("Pow", _power),
     "Neg": _arithmetic("Neg", operator.neg),
     "Abs": _arithmetic("Abs", abs),
     "Sqrt": _arithmetic("Sqrt", lambda x: x**0.5),

@@ -14,10 +14,12 @@ from __future__ import annotations
 import logging
 import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from scipy import linalg, sparse
+
+from onnxprune.validation import COUNT, FINITE, SEED, validate
 
 log = logging.getLogger(__name__)
 
@@ -41,16 +43,15 @@ class SpectralOptions:
         seed: of the start vectors of the iterative solver.
     """
 
-    k: int = 10
+    k: Annotated[int, COUNT] = 10
     weights: Literal["unit", "inverse"] = "unit"
     metric: Literal["euclidean", "correlation"] = "euclidean"
-    s: int | Literal["all"] = 10
-    ridge: float = 1e-3
-    seed: int = 0
+    s: Annotated[int, COUNT] | Literal["all"] = 10
+    ridge: Annotated[float, FINITE] = 1e-3
+    seed: Annotated[int, SEED] = 0
 
     def __post_init__(self) -> None:
-        if self.k < 1 or (self.s != "all" and self.s < 1) or self.ridge <= 0:
-            raise ValueError(f"k, s and ridge must be positive: {self}")
+        validate(self, weights="--edges", s="--eigenpairs")
 
 
 def squared_distances(gram: np.ndarray, *, standardise: bool = False) -> np.ndarray:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxprune.graph import Graph, first_output
-from onnxprune.masking import check_plan
 from onnxprune.overrides import override
+from onnxprune.plans import check_plan
 from onnxprune.records import Plan, Written
 from onnxprune.runtime import Feeds
 

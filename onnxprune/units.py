@@ -200,16 +200,23 @@ def _period(axis: Layout, masks: Mapping[Dim, np.ndarray]) -> Layout:
 def _written(numbers: Iterable[Number], masks: Mapping[Dim, np.ndarray]) -> Iterator[Written]:
     """The numbers that change, and all of a list of implied ones as soon as one of it does."""
     rows: list[tuple[Number, Written, bool]] = []
+    known: dict[Layout, np.ndarray] = {}
+
+    def kept(axis: Layout) -> np.ndarray:
+        if axis not in known:  # a Gather has a number for each position that it picks on one axis
+            known[axis] = keep_mask(axis, masks)
+        return known[axis]
+
     for number in numbers:
         entry = number.entry
         after, changed = entry.value or 0, False
         if number.axis is not None:
-            mask = keep_mask(number.axis, masks)
+            mask = kept(number.axis)
             after = int(mask[: number.upto].sum())
             changed = not mask.all() and after != entry.value  # a position counted from the end moves with the size
         constant, index = number.place or ("", entry.index)
         source = -1 if entry.input is None else entry.input
-        changed |= any(not keep_mask(axis, masks).all() for axis in number.when)
+        changed |= any(not kept(axis).all() for axis in number.when)
         part = int(entry.value or 0) if not constant and not entry.fixed else 0
         rows.append((number, Written(number.node, entry.attr or "", source, constant, index, after, part), changed))
     stirred = {(written.node, written.attribute, written.input) for _, written, changed in rows if changed}
@@ -219,22 +226,52 @@ def _written(numbers: Iterable[Number], masks: Mapping[Dim, np.ndarray]) -> Iter
             yield written
 
 
-def units_along(axis: Layout, members: Sequence[Dim]) -> np.ndarray:
+Places = Mapping[Dim, tuple[np.ndarray, np.ndarray]]
+"""For each leaf of an axis the positions where it is found, and which of its own positions stands at each of them."""
+
+
+def places_along(axis: Layout) -> Places:
+    """Where the leaves of an axis are."""
+    axis = resolve(axis)
+    if isinstance(axis, Dim):
+        return {axis: (np.arange(axis.size), np.arange(axis.size))}
+    found: dict[Dim, list[tuple[np.ndarray, np.ndarray]]] = {}
+    if isinstance(axis, Product):
+        sizes = [factor.size for factor in axis.factors]
+        for i, factor in enumerate(axis.factors):
+            grid = np.moveaxis(np.arange(axis.size).reshape(sizes), i, -1).reshape(-1, factor.size)
+            for leaf, (where, own) in places_along(factor).items():
+                found.setdefault(leaf, []).append((grid[:, where].ravel(), np.tile(own, len(grid))))
+    else:
+        start = 0
+        for piece in axis.pieces:
+            for leaf, (where, own) in places_along(piece).items():
+                found.setdefault(leaf, []).append((start + where, own))
+            start += piece.size
+    return {
+        leaf: (np.concatenate(parts[0]), np.concatenate(parts[1]))
+        for leaf, all_ in found.items()
+        if (parts := tuple(zip(*all_, strict=True)))
+    }
+
+
+def units_at(places: Places, size: int, members: Sequence[Dim]) -> np.ndarray:
     """The unit of each position of an axis, -1 for positions of other groups: (size,) int.
 
     Args:
-        axis: the axis.
+        places: where the leaves of the axis are.
+        size: how many positions it has.
         members: the leaves of the group, in the order of their units.
     """
-    axis = resolve(axis)
-    if isinstance(axis, Dim):
-        if axis not in members:
-            return np.full(axis.size, -1)
-        start = sum(leaf.size for leaf in members[: members.index(axis)])
-        return np.arange(start, start + axis.size)
-    if isinstance(axis, Product):
-        unit = np.full(1, -1)
-        for factor in axis.factors:
-            unit = np.maximum(unit[:, None], units_along(factor, members)[None]).ravel()
-        return unit
-    return np.concatenate([np.zeros(0, int), *(units_along(piece, members) for piece in axis.pieces)])
+    units, start = np.full(size, -1), 0
+    for leaf in members:
+        if leaf in places:
+            where, own = places[leaf]
+            np.maximum.at(units, where, start + own)
+        start += leaf.size
+    return units
+
+
+def units_along(axis: Layout, members: Sequence[Dim]) -> np.ndarray:
+    """The same for an axis whose leaves are looked up for this once."""
+    return units_at(places_along(axis), axis.size, members)

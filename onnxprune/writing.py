@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxprune.precision import BRAIN, HALF, is_floating, mentions, widen
+from onnxprune.reading import constant_of
 
 if TYPE_CHECKING:
     import onnx
@@ -63,25 +64,11 @@ class Message(bytes):
                         value.type.tensor_type.shape.dim.add(dim_value=size)
             del model.graph.initializer[:]
             model.graph.initializer.extend(kept)
+        model.ir_version = max(model.ir_version, 4)  # before that each initializer must be an input, helpers included
         message = cls(model.SerializeToString())
         message.arrays = dict(shared)
         message.widened = bool(kinds)
         return message
-
-
-def unused(mark: str, model: onnx.ModelProto) -> str:
-    """A mark that no name in a model contains, so that names with it are new: the one given, or with primes."""
-    names = {
-        name
-        for graph in _graphs(model.graph)
-        for name in (
-            *(x.name for x in (*graph.input, *graph.output, *graph.initializer, *graph.value_info)),
-            *(name for node in graph.node for name in (*node.input, *node.output)),
-        )
-    }
-    while any(mark in name for name in names):
-        mark += "'"
-    return mark
 
 
 def shorten_domains(model: onnx.ModelProto) -> None:
@@ -100,20 +87,6 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
         for attribute in node.attribute:
             for body in (attribute.g, *attribute.graphs):
                 yield from _graphs(body)
-
-
-def constant_of(node: onnx.NodeProto) -> np.ndarray | None:
-    """The value of a `Constant` node; None for other nodes, strings and sparse values."""
-    from onnx import helper, numpy_helper
-
-    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or len(node.attribute) != 1:
-        return None
-    attribute = node.attribute[0]
-    value: Any = helper.get_attribute_value(attribute)
-    if attribute.name == "value":
-        return np.array(numpy_helper.to_array(value))
-    kinds = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
-    return np.array(value, kinds[attribute.name]) if attribute.name in kinds else None
 
 
 def _merged(constants: Mapping[str, np.ndarray], copies: Mapping[str, str]) -> dict[str, str]:

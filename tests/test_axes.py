@@ -24,11 +24,10 @@ from onnxprune.axes import (
     product,
     resolve,
     same,
-    split,
-    unify,
 )
 from onnxprune.extents import extent
 from onnxprune.records import Kept
+from onnxprune.unification import split, unify
 
 WHY = Kept("no common parts", "node")
 

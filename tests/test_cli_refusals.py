@@ -34,7 +34,9 @@ def test_missing_external_data(tmp_path: Path, model: Path) -> None:
     path = tmp_path / "ext.onnx"
     onnx.save(onnx.load(model), path, save_as_external_data=True, location="w.bin", size_threshold=100)
     (tmp_path / "w.bin").unlink()
-    assert "external data of 'fc1.weight' are missing: no file" in refused("prune", path, "--ratio", 0.4)
+    assert "external data of the initializer 'fc1.weight' are missing: no file" in refused(
+        "prune", path, "--ratio", 0.4
+    )
 
 
 @pytest.mark.parametrize(

@@ -190,10 +190,12 @@ def test_broken_external_data_are_named(tmp_path: Path) -> None:
     path = external(tmp_path)
     weights = tmp_path / "weights.bin"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(ModelError, match=r"external data of 'c0' are truncated: .*weights.bin has 100 of 8192 bytes"):
+    with pytest.raises(
+        ModelError, match=r"external data of the initializer 'c0' are truncated: .*weights.bin has 100 of 8192 bytes"
+    ):
         load(path)
     weights.unlink()
-    with pytest.raises(ModelError, match=r"external data of 'c0' are missing: no file .*weights.bin"):
+    with pytest.raises(ModelError, match=r"external data of the initializer 'c0' are missing: no file .*weights.bin"):
         load(path)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from onnxprune.errors import PlanError
 from onnxprune.spectral import (
     SpectralOptions,
     edge_scores,
@@ -157,5 +158,5 @@ def test_few_neurons(n: int) -> None:
 
 
 def test_options_are_checked() -> None:
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(PlanError, match="--k 0 is out of range"):
         SpectralOptions(k=0)

@@ -95,7 +95,7 @@ def _repeated(graph: Graph, samples: Samples) -> Graph:
     ranks = {name: array.ndim for name, array in zip(names, known, strict=True)}
     added: dict[int, list[gs.Node]] = {}
     for node, i, data in found:
-        name = f"{node.outputs[0].name}.input.{i}"
+        name = graph.fresh(f"{node.outputs[0].name}.input.{i}")
         first = (np.arange(ranks[data.name]) == 0).astype(np.int64)
         out.constants |= {f"{name}.first": first, f"{name}.others": 1 - first}
         first, others = (gs.Constant(key, out.constants[key]) for key in (f"{name}.first", f"{name}.others"))
@@ -123,8 +123,9 @@ def _with_known_sizes(graph: Graph, samples: Samples) -> Graph:
     made = Session(graph.message(outputs=names), device="cpu").run(samples.take(np.arange(samples.fixed))[0], names)
     for node, name, array in zip(nodes, names, made, strict=True):
         if array.size and array.ndim:
-            out.constants[f"{name}.sizes"] = np.array([-1, *array.shape[1:]])
-            node.inputs[1] = gs.Constant(f"{name}.sizes", out.constants[f"{name}.sizes"])
+            sizes = graph.fresh(f"{name}.sizes")
+            out.constants[sizes] = np.array([-1, *array.shape[1:]])
+            node.inputs[1] = gs.Constant(sizes, out.constants[sizes])
     return out
 
 

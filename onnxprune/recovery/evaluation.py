@@ -9,8 +9,9 @@ import numpy as np
 
 from onnxprune.data import Data
 from onnxprune.errors import DataError, blames
+from onnxprune.labels import IGNORED, classes
 from onnxprune.records import rows_of, take
-from onnxprune.recovery.losses import IGNORED, shown_positions
+from onnxprune.recovery.losses import shown_positions
 from onnxprune.recovery.options import Arrays, Watch, from_script, is_script
 
 Run = Callable[[Arrays], list[np.ndarray]]
@@ -81,7 +82,8 @@ class Evaluator:
             return self._loss(feeds, outputs, labels, real) * real, real
         chosen = _classes(outputs[0], self.metric)
         if self.metric == "top1":
-            known = np.asarray(labels).reshape(chosen.shape)
+            assert labels is not None
+            known = classes(labels, chosen.shape, outputs[0].shape[-1])
             if self._next_token and known.ndim > 1:
                 chosen, known = chosen[:, :-1], known[:, 1:]
             return float((chosen == known).sum()), float((known != IGNORED).sum())

@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxprune.errors import BridgeError, DataError, blames
+from onnxprune.labels import IGNORED, no_class
 from onnxprune.padding import TOKENS, Places, mask_of
 from onnxprune.records import MASK
 from onnxprune.recovery.options import Arrays, Training, from_script, is_script
 
 if TYPE_CHECKING:
     import torch
-
-IGNORED = -100
-"""The label of what does not count, as in PyTorch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +213,8 @@ class Objective:
             logits, labels = logits.flatten(0, -2), labels.flatten()
         elif labels.shape != (logits.shape[0], *logits.shape[2:]):
             raise _unfit(labels, output, "one class for each row or position")
-        return functional.cross_entropy(logits, labels.long(), ignore_index=IGNORED, reduction="sum") / total
+        whole = _classes(labels, logits.shape[1])
+        return functional.cross_entropy(logits, whole, ignore_index=IGNORED, reduction="sum") / total
 
     def _scripted(
         self, script: Callable[..., Any], outputs: Sequence[torch.Tensor], labels: torch.Tensor
@@ -228,6 +227,19 @@ class Objective:
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
             raise DataError(f"the loss {self.training.task} gives no tensor of one number; let it return one.")
         return loss
+
+
+def _classes(labels: torch.Tensor, count: int) -> torch.Tensor:
+    """Labels as whole numbers.
+
+    Raises:
+        DataError: one is no class.
+    """
+    whole = labels.long()
+    wrong = (labels != whole) | ((whole != IGNORED) & ((whole < 0) | (whole >= count)))
+    if bool(wrong.any()):
+        raise no_class(labels[wrong][0].item(), count)
+    return whole
 
 
 def _total(counts: torch.Tensor, counted: float | None) -> float:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from onnxprune.data import load_function
 from onnxprune.errors import PlanError
+from onnxprune.validation import FINITE, NATURAL, NOT_NEGATIVE, POSITIVE, SEED, SHARE, validate
 
 Arrays = dict[str, np.ndarray]
 Augment = Callable[..., Any]
@@ -48,35 +49,27 @@ class Training:
         save_every: steps between checkpoints.
     """
 
-    epochs: int = 3
-    batch: int = 128
-    accumulate: int = 1
+    epochs: Annotated[int, POSITIVE] = 3
+    batch: Annotated[int, POSITIVE] = 128
+    accumulate: Annotated[int, POSITIVE] = 1
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    rate: float | None = None
-    decay: float = 1e-4
-    warmup: float = 0.1
-    clip: float = 5.0
-    ema: float = 0.0
-    temperature: float = 4.0
-    label_weight: float = 0.0
+    rate: Annotated[float, FINITE] | None = None
+    decay: Annotated[float, NOT_NEGATIVE] = 1e-4
+    warmup: Annotated[float, SHARE] = 0.1
+    clip: Annotated[float, POSITIVE] = 5.0
+    ema: Annotated[float, SHARE] = 0.0
+    temperature: Annotated[float, FINITE] = 4.0
+    label_weight: Annotated[float, SHARE] = 0.0
     loss: Literal["auto", "kl", "mse"] = "auto"
     task: str = "cross-entropy"
-    match_hidden: float = 0.0
+    match_hidden: Annotated[float, NOT_NEGATIVE] = 0.0
     unfold_batchnorm: bool | None = None
     freeze_batchnorm: bool = False
-    seed: int = 0
-    save_every: int = 200
+    seed: Annotated[int, SEED] = 0
+    save_every: Annotated[int, POSITIVE] = 200
 
     def __post_init__(self) -> None:
-        positive = ("epochs", "batch", "accumulate", "temperature", "clip", "save_every")
-        for name, value in {**{name: getattr(self, name) for name in positive}, "rate": self.rate or 1}.items():
-            if value <= 0:
-                raise PlanError(f"--{name.replace('_', '-')} {value:g} is out of range; give more than 0.")
-        for name, value in {"label-weight": self.label_weight, "warmup": self.warmup, "ema": self.ema}.items():
-            if not 0 <= value <= 1:
-                raise PlanError(f"--{name} {value:g} is out of range; give a share from 0 to 1.")
-        if self.match_hidden < 0:
-            raise PlanError(f"--match-hidden {self.match_hidden:g} is out of range; give 0 or more.")
+        validate(self)
         if self.unfold_batchnorm and self.freeze_batchnorm:
             raise PlanError("--unfold-batchnorm and --freeze-batchnorm exclude each other; give one of them.")
         _known("--task", self.task, TASKS)
@@ -96,12 +89,11 @@ class Watch:
 
     data: object
     metric: str | None = None
-    patience: int = 0
+    patience: Annotated[int, NATURAL] = 0
     goal: float | None = None
 
     def __post_init__(self) -> None:
-        if self.patience < 0:
-            raise PlanError(f"--patience {self.patience} is out of range; give 0 or more.")
+        validate(self, data="--eval")
         if self.metric is not None:
             _known("--metric", self.metric, METRICS)
 
@@ -133,6 +125,9 @@ class Execution:
     losses: Path | None = None
     force: bool = False
     cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        validate(self)
 
 
 def is_script(text: str) -> bool:

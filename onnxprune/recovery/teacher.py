@@ -87,7 +87,7 @@ def find_hidden(student: Graph, original: Graph, plan: Plan | None, feeds: Array
         feeds: a batch.
 
     Raises:
-        PlanError: nothing can be matched.
+        PlanError: nothing can be matched, or the plan does not fit.
     """
     theirs = {tensor.name for node in original.nodes for tensor in node.outputs}
     made = [node.outputs[0].name for node in student.nodes if node.op in CONTRACTS]
@@ -99,6 +99,11 @@ def find_hidden(student: Graph, original: Graph, plan: Plan | None, feeds: Array
     found = []
     for name, ours, whole in zip(names, *shapes, strict=True):
         kept = plan.activations.get(name, {}) if plan is not None else {}
+        if any(axis >= len(whole) or max(indices, default=0) >= whole[axis] for axis, indices in kept.items()):
+            raise PlanError(
+                f"the plan keeps positions of '{name}' that are not there, its shape is {whole}; it was edited, so "
+                "make a new one."
+            )
         if ours == tuple(len(kept.get(axis, range(size))) for axis, size in enumerate(whole)):
             found.append(Hidden(name, kept))
     if not found:

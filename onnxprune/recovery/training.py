@@ -23,6 +23,7 @@ from onnxprune.graph import Graph, load
 from onnxprune.inference import infer
 from onnxprune.observation import observe
 from onnxprune.padding import Places, Tokens
+from onnxprune.plans import check_plan
 from onnxprune.records import Plan, take
 from onnxprune.recovery.augmentation import Augmentation
 from onnxprune.recovery.batches import closed, opened
@@ -104,9 +105,11 @@ def recover(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: see the module's docstring
     graph = model if isinstance(model, Graph) else load(model)
     original = teacher if isinstance(teacher, Graph) or teacher is None else load(teacher)
-    plan = Plan.load(plan) if isinstance(plan, Path) else plan
-    if plan is not None and original is not None and plan.model != original.sha256:
-        raise PlanError("the plan is of another model than the teacher; give the plan that prune wrote for it.")
+    plan = Plan.load(Path(plan)) if isinstance(plan, str | Path) else plan
+    if plan is not None and original is not None:
+        if plan.model != original.sha256:
+            raise PlanError("the plan is of another model than the teacher; give the plan that prune wrote for it.")
+        check_plan(original, plan)
     with processes(execution.device) as joined:
         tell = progress if progress and joined.rank == 0 else _quiet
         samples = _samples(graph, data, training)

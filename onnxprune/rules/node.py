@@ -30,6 +30,10 @@ class Entry:
     stated: bool = True
 
 
+class Refusal(Exception):
+    """Raised by a node's accessor when a rule cannot be applied; the reason then pins every axis of the node."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """A tensor as a node sees it.
@@ -62,12 +66,14 @@ class Tensor:
         return tuple(axis.size for axis in self.axes)
 
     def axis(self, index: int) -> Layout:
-        """The layout of an axis, counted from the end when negative."""
+        """The layout of an axis, counted from the end when negative.
+
+        Raises:
+            Refusal: there is none, so the node is not as its rule knows it.
+        """
+        if not -self.rank <= index < self.rank:
+            raise Refusal(f"{self.name} has no axis {index}, which a rule speaks of")
         return self.axes[index]
-
-
-class Refusal(Exception):
-    """Raised by a node's accessor when a rule cannot be applied; the reason then pins every axis of the node."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ def _passed_on(node: Node, x: Tensor, axes: set[int]) -> Iterator[Fact]:
     """The axes that are not reduced."""
     passed = [i for i in range(x.rank) if i not in axes]
     for place, i in enumerate(passed):
-        yield same(x.axis(i), node.output.axis(i if node.attr("keepdims", 1) else place))
+        yield same(x.axis(i), node.output.axis(i if node.attr("keepdims", 1) == 1 else place))
 
 
 @rule("ReduceMean", linear=True)
