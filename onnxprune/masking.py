@@ -20,6 +20,7 @@ import numpy as np
 
 from onnxprune.graph import Graph, first_output
 from onnxprune.plans import check_units
+from onnxprune.reading import inferred_types
 from onnxprune.records import KeptIndices, Plan
 from onnxprune.sharing import names_in, unused
 from onnxprune.units import Units
@@ -59,13 +60,10 @@ def masked_parts(units: Units, plan: Plan) -> tuple[onnx.ModelProto, dict[str, n
 
 def _mask_nodes(model: onnx.ModelProto, units: Units, plan: Plan) -> None:
     """Puts a mask behind every input and every node of a message that holds removed positions."""
-    from onnx import numpy_helper, shape_inference
+    from onnx import numpy_helper
 
     shorten_domains(model)
-    inferred = shape_inference.infer_shapes(model).graph
-    infos = (*inferred.value_info, *inferred.input, *inferred.output)
-    types = {info.name: info.type.tensor_type.elem_type for info in infos}
-    masker = _Masker(model.graph, units, plan, types, unused(":", names_in(model.graph)))
+    masker = _Masker(model.graph, units, plan, inferred_types(model), unused(":", names_in(model.graph)))
     own = _own_readers(units.graph, plan)
     fills = _zero_points(model)
     nodes: list[onnx.NodeProto] = []
@@ -92,7 +90,6 @@ def _mask_nodes(model: onnx.ModelProto, units: Units, plan: Plan) -> None:
             nodes += masker.masked(name, whole, name, fills.get(name, ""))
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    model.graph.ClearField("value_info")
 
 
 @dataclass(frozen=True, slots=True)
